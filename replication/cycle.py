@@ -1,0 +1,673 @@
+"""The loop of one shard: what arrives, is applied, is proposed, is sent, is made durable, is answered, in this order.
+
+A cycle (`_run`) takes in what peers sent and steps Raft, applies what is committed into the overlay, makes one entry
+of all that clients proposed meanwhile, sends, and hands ONE write transaction to the writer's thread. Only when that is
+on disk (`_landed`) do answers and votes leave, and does the leader count itself. Raft is never stepped while a commit
+runs.
+
+Invariant: a crash between any two steps leaves an environment from which the node goes on, with nothing lost and nothing
+applied twice. A failed commit or a broken invariant ends the process: memory would be ahead of the disk.
+After the Ready loop of etcd's raft and RabbitMQ's `ra`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from raftq.replication.clock import ClusterClock
+from raftq.replication.digests import Digests
+from raftq.replication.engine import NO_OP, REGULAR, InvariantBroken, Message, SyncObj, Timing
+from raftq.replication.journal import Journal
+from raftq.replication.peers import Hello, Peers
+from raftq.replication.roster import META as ROSTER
+from raftq.replication.roster import Roster
+from raftq.replication.shard import (
+    Committed,
+    DiskReserve,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+    Peer,
+    ShardError,
+    Status,
+    Stopping,
+)
+from raftq.storage.environment import Environment, WriteBatch
+from raftq.storage.machine import commands, entries
+from raftq.storage.machine.apply import Machine
+from raftq.storage.machine.commands import Expire, TakeDigest
+from raftq.storage.machine.entries import Clocks
+from raftq.storage.machine.ports import Meta
+from raftq.storage.machine.replies import Effect, Leased
+from raftq.storage.machine.views import View
+from raftq.storage.overlay import Overlay
+from raftq.storage.writer import Writer
+
+PROTOCOL = 1
+
+_log = structlog.get_logger("raftq.shard")
+_U64 = struct.Struct(">Q")
+_CLOCKS = struct.Struct(">QQ")
+_EXPIRE = commands.encode(Expire())
+
+Waiter = asyncio.Future[Committed] | None
+
+
+class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds and bytes. `voters` maps every node of the cluster, this one included, to its peer address."""
+
+    node_id: str
+    cluster_id: str
+    node_uuid: str
+    boot: int
+    voters: dict[str, str]
+    peer_listen: str
+    api_url: str
+    version: str
+    timing: Timing = Timing()
+    disk_reserve_bytes: int = 256 * 1024 * 1024
+    #: One entry gathers at most this many bytes of commands, or one larger command.
+    entry_bytes: int = 1024 * 1024
+    #: Waiting to be put into an entry; beyond it `Overloaded`.
+    waiting_bytes: int = 64 * 1024 * 1024
+    waiting_commands: int = 20_000
+    #: Proposed and not yet committed.
+    uncommitted_bytes: int = 32 * 1024 * 1024
+    tick: float = 0.01
+    #: What was only applied is written at most this much later.
+    ride: float = 0.05
+    #: A commit that takes longer costs leadership.
+    slow_commit: float = 2.0
+    #: The log is cut when this many bytes could go.
+    compact_bytes: int = 4 * 1024 * 1024
+    #: The log is called long when it holds more, because a member lags.
+    long_log_bytes: int = 1024 * 1024 * 1024
+    #: Applied in one go, before the loop gets a pass.
+    apply_bytes: int = 4 * 1024 * 1024
+
+
+class RaftShard:
+    """Implements `replication.shard.Shard`. `on_effects` is called on the leader after each cycle that had any;
+    `on_role` with (role, leader, term) when one of them changed; `on_fatal` once, with what ends the process."""
+
+    def __init__(
+        self,
+        config: ShardConfig,
+        environment: Environment,
+        *,
+        on_effects: Callable[[list[Effect]], None] = lambda _effects: None,
+        on_role: Callable[[str, str | None, int], None] = lambda _role, _leader, _term: None,
+        on_fatal: Callable[[BaseException], None] = lambda _error: None,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.config, self.environment = config, environment
+        self._on_effects, self._on_role, self._on_fatal = on_effects, on_role, on_fatal
+        self._monotonic = monotonic
+        self._overlay = Overlay(environment)
+        self._machine = Machine(self._overlay)
+        self._journal = Journal(environment)
+        applied = self._journal.getRaftCommitIndex()
+        self._engine = SyncObj(
+            config.node_id,
+            list(config.voters),
+            self._journal,
+            applied=applied,
+            clock=monotonic,
+            timing=config.timing,
+        )
+        self._engine.append_extra = self._append_extra
+        self._engine.answer_extra = self._answer_extra
+        self._engine.on_append = self._on_append
+        self._engine.on_answer = self._on_answer
+        self._clock = ClusterClock(monotonic, wall)
+        #: Clocks of the last applied entry.
+        self._clocks = Clocks(*_CLOCKS.unpack(environment.meta("clocks") or bytes(_CLOCKS.size)))
+        self._roster = Roster(config.cluster_id, config.voters, environment.meta(ROSTER))
+        self._peers = Peers(
+            self._hello,
+            config.voters,
+            config.peer_listen,
+            on_message=self._on_message,
+            on_connected=self._on_connected,
+            on_disconnected=self._on_disconnected,
+            on_bytes=self._engine.contact,
+            admit=self._roster.admit,
+        )
+        self.writer = Writer(environment)
+        self._digests = Digests(environment, config.node_id)
+        self._inbox: list[tuple[str, Message]] = []
+        self._proposals: deque[tuple[bytes, Waiter]] = deque()
+        self._proposal_bytes = 0
+        self._waiting: dict[int, list[Waiter]] = {}
+        self._reads: deque[tuple[int, int, asyncio.Future[View]]] = deque()
+        self._new_reads: list[asyncio.Future[View]] = []
+        self._uncommitted: deque[tuple[int, int]] = deque()
+        self._uncommitted_bytes = 0
+        self._seen: tuple[str, str | None, int] = ("follower", None, 0)
+        self._leading_term: int | None = None
+        self._expiring = False
+        self._scheduled = False
+        self._committing: float | None = None
+        self._rode_since: float | None = None
+        self._applied_durable = applied
+        self._low_disk: dict[str, bool] = {}
+        self._stopping = False
+        self._closed = False
+        self._complained = 0.0
+        self._disk_checked = float("-inf")
+        self._ticked = 0.0
+
+    # Life
+
+    async def start(self) -> None:
+        """Listen to peers and begin. Raises OSError when the peer address is taken."""
+        self._loop = asyncio.get_running_loop()
+        await self._peers.start()
+        self._ticked = self._monotonic()
+        self._ticker = self._loop.call_later(self.config.tick, self._tick)
+        self._schedule()
+
+    async def stop(self, grace: float = 5.0) -> None:
+        """Refuse what is new, answer what is in flight, hand leadership over, write what rides, and close."""
+        self._stopping = True
+        deadline = self._monotonic() + grace
+        while (self._waiting or self._proposals) and not self._closed and self._monotonic() < deadline:
+            await asyncio.sleep(0.005)
+        if self._engine.is_leader and len(self.config.voters) > 1 and not self._closed:
+            try:
+                await self.transfer(within=max(0.5, deadline - self._monotonic()))
+            except ShardError as error:
+                _log.warning("leadership was not handed over", reason=str(error))
+        while (self._committing is not None or self._overlay.pending_bytes) and not self._closed:
+            self._rode_since = float("-inf")
+            self._schedule()
+            await asyncio.sleep(0.002)
+        await self.close()
+
+    async def close(self) -> None:
+        """End at once, as a crash would, but for sockets and threads. What is pending ends as unknown."""
+        if not self._closed:
+            self._closed = True
+            self._ticker.cancel()
+            self._deposed()
+        await self._peers.close()
+        await self._loop.run_in_executor(None, self.writer.close)
+        self._overlay.close()
+
+    # What the shard shows
+
+    def propose(self, command: bytes) -> asyncio.Future[Committed]:
+        if self._stopping:
+            raise Stopping("the node is shutting down")
+        if not self._engine.is_leader:
+            raise NotLeader(self._engine.leader)
+        if (
+            self._proposal_bytes + len(command) > self.config.waiting_bytes
+            or len(self._proposals) >= self.config.waiting_commands
+        ) and self._proposals:
+            raise Overloaded(f"{len(self._proposals)} operations of {self._proposal_bytes} bytes are waiting")
+        if commands.grows(command) and any(self._low_disk.values()):
+            low = ", ".join(sorted(node for node, is_low in self._low_disk.items() if is_low))
+            raise DiskReserve(f"the free disk of {low} is below its reserve")
+        future: asyncio.Future[Committed] = self._loop.create_future()
+        self._proposals.append((command, future))
+        self._proposal_bytes += len(command)
+        self._schedule()
+        return future
+
+    def read(self) -> asyncio.Future[View]:
+        if self._stopping:
+            raise Stopping("the node is shutting down")
+        if not self._engine.is_leader:
+            raise NotLeader(self._engine.leader)
+        future: asyncio.Future[View] = self._loop.create_future()
+        self._new_reads.append(future)
+        self._schedule()
+        return future
+
+    def stale(self) -> View:
+        return self._machine.view()
+
+    async def transfer(self, target: str | None = None, within: float = 2.0) -> str:
+        engine = self._engine
+        if not engine.is_leader:
+            raise NotLeader(engine.leader)
+        if target == engine.id:
+            return engine.id
+        chosen = target or engine.most_advanced()
+        if chosen is None:
+            raise OutcomeUnknown("no follower is connected")
+        deadline = self._monotonic() + within
+        while self._monotonic() < deadline and not self._closed:
+            if engine.leader is not None and not engine.is_leader:
+                return engine.leader
+            if engine.is_leader and not engine.transferring and self._committing is None:
+                engine.transfer(chosen)
+                self._schedule()
+            await asyncio.sleep(0.005)
+        raise OutcomeUnknown(f"{chosen} has not taken over within {within:.1f} s")
+
+    async def digest(self, within: float = 10.0) -> tuple[int, dict[str, str | None]]:
+        committed = await self.propose(commands.encode(TakeDigest()))
+        found = await self._digests.gather(committed.index, list(self.config.voters), within)
+        return committed.index, found
+
+    def status(self) -> Status:
+        engine, journal = self._engine, self._journal
+        return Status(
+            node_id=engine.id,
+            cluster_id=self.config.cluster_id,
+            role=engine.role,
+            leader=engine.leader,
+            term=engine.term,
+            commit_index=engine.commit_index,
+            applied_index=engine.applied_index,
+            last_index=journal.last_index,
+            first_index=journal.first_index,
+            log_bytes=journal.log_bytes,
+            ready=engine.heard_leader() and not self._stopping,
+            peers=[self._peer(node) for node in sorted(self.config.voters)],
+            clock_offset_ms=self._clock.offset_ms,
+        )
+
+    def _peer(self, node: str) -> Peer:
+        engine, own = self._engine, node == self._engine.id
+        hello = self._hello() if own else self._peers.hello_of(node)
+        role: Any = "unknown"
+        if own:
+            role = engine.role
+        elif engine.leader is not None:
+            role = "leader" if engine.leader == node else "follower"
+        return Peer(
+            id=node,
+            api_url=hello.api_url if hello else "",
+            peer_address=self.config.voters[node],
+            role=role,
+            voter=True,
+            reachable=own or self._peers.reachable(node),
+            match_index=engine.match_index(node),
+            applied_index=engine.applied_index if own else engine.applied_index_of(node),
+            version=hello.version if hello else None,
+        )
+
+    # What arrives. Nothing is stepped here: it may be in the midst of a commit
+
+    def _hello(self) -> Hello:
+        config = self.config
+        return Hello(
+            protocol=PROTOCOL,
+            cluster_id=config.cluster_id,
+            node_id=config.node_id,
+            node_uuid=config.node_uuid,
+            boot=config.boot,
+            api_url=config.api_url,
+            peer_address=config.voters[config.node_id],
+            version=config.version,
+            last_index=self._journal.durable_index,
+            term=self._engine.term,
+        )
+
+    def _on_message(self, node: str, message: Message) -> None:
+        self._inbox.append((node, message))
+        self._schedule()
+
+    def _on_connected(self, node: str, hello: Hello) -> None:
+        self._roster.met(hello)
+        self._on_message(node, {"type": "connected"})
+
+    def _on_disconnected(self, node: str) -> None:
+        self._on_message(node, {"type": "disconnected"})
+
+    def _schedule(self) -> None:
+        if not self._scheduled and self._committing is None and not self._closed:
+            self._scheduled = True
+            self._loop.call_soon(self._run)
+
+    def _tick(self) -> None:
+        self._ticker = self._loop.call_later(self.config.tick, self._tick)
+        now = self._monotonic()
+        late = now - self._ticked > self.config.timing.heartbeat
+        self._ticked = now
+        if self._committing is not None:
+            self._ping(now)
+        elif late:  # this process stood still: what has arrived meanwhile is read before anyone is given up
+            self._loop.call_later(0.001, self._schedule)
+        else:
+            self._schedule()
+
+    def _ping(self, now: float) -> None:
+        """While a commit runs, the bytes of a ping tell followers that the leader lives."""
+        if self._engine.is_leader and self._committing is not None and now - self._committing < self.config.slow_commit:
+            self._peers.send([node for node in self.config.voters if node != self._engine.id], {"type": "ping"})
+
+    # The cycle
+
+    def _run(self) -> None:
+        self._scheduled = False
+        if self._closed or self._committing is not None:
+            return
+        try:
+            self._take_inbox()
+            self._engine.tick()
+            self._watch()
+            self._look_at_disk_and_clock()
+            self._apply()
+            self._batch()
+            self._begin_reads()
+            self._compact()
+            self._send(self._engine.outbox)
+            self._end_reads()
+            if self._must_commit():
+                self._commit()
+            else:
+                self._send(self._engine.held)
+        except Exception as error:
+            self._fatal(error)
+
+    def _take_inbox(self) -> None:
+        inbox, self._inbox = self._inbox, []
+        engine = self._engine
+        for node, message in inbox:
+            kind = message["type"]
+            if kind == "connected":
+                engine.connected(node)
+            elif kind == "disconnected":
+                self._low_disk.pop(node, None)
+                engine.disconnected(node)
+            elif kind == "digest":
+                self._digests.told(node, message["index"], message["digest"])
+            else:
+                engine.step(node, message)
+            if self._leading_term is not None and not (engine.is_leader and engine.term == self._leading_term):
+                self._deposed()
+        engine.advance()
+
+    def _watch(self) -> None:
+        """Note changes of role, leader and term."""
+        engine = self._engine
+        if self._leading_term is not None and not (engine.is_leader and engine.term == self._leading_term):
+            self._deposed()
+        if engine.is_leader and self._leading_term is None:
+            self._leading_term = engine.term
+            self._clock.lead(self._last_clocks(), engine.majority())
+        if not engine.is_leader and (self._proposals or self._new_reads):
+            self._turn_away()
+        seen = (engine.role, engine.leader, engine.term)
+        if seen != self._seen:
+            self._seen = seen
+            self._on_role(*seen)
+
+    def _last_clocks(self) -> Clocks:
+        """Those of the last entry in the log that has any."""
+        journal = self._journal
+        for index in range(journal.last_index, max(journal.first_index, self._engine.applied_index), -1):
+            command = journal.entries(index, 1, 1)[0][0]
+            if command[:1] == REGULAR:
+                return entries.clocks(command, 1)
+        return self._clocks
+
+    def _deposed(self) -> None:
+        """Fault 26: what was pending is answered at once. It may yet be committed, by another leader."""
+        self._leading_term = None
+        self._expiring = False
+        waiting, self._waiting = self._waiting, {}
+        self._uncommitted.clear()
+        self._uncommitted_bytes = 0
+        for waiters in waiting.values():
+            for waiter in waiters:
+                if waiter is not None and not waiter.done():
+                    waiter.set_exception(OutcomeUnknown("leadership was lost before a majority confirmed"))
+        self._turn_away()
+
+    def _turn_away(self) -> None:
+        """What never reached the log certainly was not applied."""
+        proposals, self._proposals = self._proposals, deque()
+        self._proposal_bytes = 0
+        reads = [future for _, _, future in self._reads] + self._new_reads
+        self._reads.clear()
+        self._new_reads = []
+        futures: list[asyncio.Future[Any]] = [waiter for _, waiter in proposals if waiter is not None]
+        for future in futures + reads:
+            if not future.done():
+                future.set_exception(NotLeader(self._engine.leader))
+
+    # Apply
+
+    def _apply(self) -> None:
+        """Run what is committed, each entry once, and answer those who wait for it."""
+        engine, journal = self._engine, self._journal
+        effects: list[Effect] = []
+        budget = self.config.apply_bytes
+        while engine.applied_index < engine.commit_index and not self._digests.due:
+            if budget < 0:
+                self._loop.call_later(0, self._schedule)
+                break
+            for command, index, term in journal.entries(engine.applied_index + 1, 256 * 1024, 256):
+                if index > engine.commit_index or self._digests.due:
+                    break
+                budget -= len(command)
+                self._apply_entry(command, index, term, effects)
+                engine.applied(index)
+                if self._rode_since is None:
+                    self._rode_since = self._monotonic()
+        while self._uncommitted and self._uncommitted[0][0] <= engine.commit_index:
+            self._uncommitted_bytes -= self._uncommitted.popleft()[1]
+        if effects and engine.is_leader:
+            self._on_effects(effects)
+
+    def _apply_entry(self, command: bytes, index: int, term: int, effects: list[Effect]) -> None:
+        if command[:1] != REGULAR:
+            if command != NO_OP:
+                raise InvariantBroken(f"entry {index} is of unknown kind {command[:1]!r}: upgrade this node")
+            return
+        self._clocks, encoded = entries.decode(command, 1)
+        lease_ms, wall_ms = self._clocks
+        waiters = self._waiting.pop(index, None)
+        meta = Meta(index, 0, term, lease_ms, wall_ms)
+        machine = self._machine
+        for position, data in enumerate(encoded):
+            meta.position = position
+            operation = commands.decode(data)
+            reply, caused = machine.apply(meta, operation)
+            if caused:
+                effects.extend(caused)
+            if waiters is not None:
+                waiter = waiters[position]
+                if waiter is None:
+                    self._expiring = False
+                elif not waiter.done():
+                    messages = machine.deliveries(reply) if type(reply) is Leased else None
+                    waiter.set_result(Committed(index, position, reply, messages, wall_ms))
+            if type(operation) is TakeDigest:
+                self._digests.ask(index)
+        machine.end_entry(meta)
+
+    # Propose
+
+    def _batch(self) -> None:
+        """Leader: ONE entry of all that gathered while the last cycle ran (group commit)."""
+        engine = self._engine
+        if not engine.own_term_committed or engine.transferring:
+            return
+        clocks = self._clock.now()
+        if clocks is None:
+            return
+        self._propose_expiry(clocks)
+        if not self._proposals or self._uncommitted_bytes > self.config.uncommitted_bytes:
+            return
+        size = 0
+        batch: list[bytes] = []
+        waiters: list[Waiter] = []
+        while self._proposals and (not batch or size + len(self._proposals[0][0]) <= self.config.entry_bytes):
+            command, waiter = self._proposals.popleft()
+            batch.append(command)
+            waiters.append(waiter)
+            size += len(command)
+        self._proposal_bytes -= size
+        index = engine.propose(entries.encode(clocks, batch, REGULAR))
+        self._waiting[index] = waiters
+        self._uncommitted.append((index, size))
+        self._uncommitted_bytes += size
+        engine.broadcast()
+
+    def _propose_expiry(self, clocks: Clocks) -> None:
+        if self._expiring:
+            return
+        lease_due, wall_due = self._machine.next_due()
+        if (lease_due is not None and lease_due <= clocks.lease_ms) or (
+            wall_due is not None and wall_due <= clocks.wall_ms
+        ):
+            self._expiring = True
+            self._proposals.append((_EXPIRE, None))
+            self._proposal_bytes += len(_EXPIRE)
+
+    # Linearizable reads: only rounds begun after a read count for it (thesis, 6.4)
+
+    def _begin_reads(self) -> None:
+        engine = self._engine
+        if not self._new_reads or not engine.own_term_committed:
+            return
+        reads, self._new_reads = self._new_reads, []
+        engine.broadcast()
+        self._reads.extend((engine.commit_index, engine.round, future) for future in reads)
+
+    def _end_reads(self) -> None:
+        if not self._reads:
+            return
+        confirmed = self._engine.confirmed_round()
+        while self._reads:
+            index, number, future = self._reads[0]
+            if number > confirmed or index > self._engine.applied_index:
+                return
+            self._reads.popleft()
+            if not future.done():
+                future.set_result(self._machine.view())
+
+    # Send and commit
+
+    def _send(self, queue: list[tuple[list[str], Message]]) -> None:
+        for nodes, message in queue:
+            self._peers.send(nodes, message)
+        queue.clear()
+
+    def _must_commit(self) -> bool:
+        if self._journal.dirty or self._roster.dirty or self._digests.due:
+            return True
+        if self._rode_since is None:
+            return False
+        rode = self._monotonic() - self._rode_since
+        return rode >= self.config.ride or self._overlay.pending_bytes > self.config.apply_bytes
+
+    def _commit(self) -> None:
+        """Hand over one transaction. The loop gets a pass first, so that what was sent leaves before."""
+        batch = WriteBatch()
+        self._journal.collect(batch)
+        batch.tables = self._overlay.take()
+        self._applied_next = self._engine.applied_index
+        batch.meta["applied"] = _U64.pack(self._applied_next)
+        batch.meta["clocks"] = _CLOCKS.pack(*self._clocks)
+        if self._roster.dirty:
+            batch.meta[ROSTER] = self._roster.encode()
+        self._rode_since = None
+        self._committing = self._monotonic()
+        self._loop.call_soon(self.writer.commit, batch, self._written)
+
+    def _written(self, error: BaseException | None) -> None:
+        """In the writer's thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._landed, error)
+
+    def _landed(self, error: BaseException | None) -> None:
+        """Durable: only now do answers and votes leave, and does the leader count itself."""
+        self._committing = None
+        if self._closed:
+            return
+        if error is not None:
+            self._fatal(error)
+            return
+        try:
+            self._journal.landed()
+            self._overlay.landed()
+            self._applied_durable = self._applied_next
+            if self._digests.due:
+                self._digests.begin(self._loop, self._announce_digest)
+            self._engine.durable()
+            self._send(self._engine.held)
+        except Exception as failure:
+            self._fatal(failure)
+            return
+        self._run()
+
+    def _compact(self) -> None:
+        """Until there are snapshots: cut the log below what every member has and this node has applied durably, when
+        that is the better part of it."""
+        journal = self._journal
+        below = min(self._engine.compactable, self._applied_durable)
+        if journal.log_bytes > self.config.compact_bytes and 2 * (below - journal.first_index) > len(journal):
+            journal.compact_below(below)
+
+    def _announce_digest(self, index: int, digest: str) -> None:
+        self._digests.told(self._engine.id, index, digest)
+        others = [node for node in self.config.voters if node != self._engine.id]
+        self._peers.send(others, {"type": "digest", "index": index, "digest": digest})
+
+    def _fatal(self, error: BaseException) -> None:
+        if not self._closed:
+            self._closed = True
+            self._ticker.cancel()
+            self._deposed()
+            self._on_fatal(error)
+
+    # Clocks and disks, as nodes tell each other
+
+    def _append_extra(self) -> Message:
+        clocks = self._clock.now() if self._engine.is_leader else None
+        return {"wall": clocks.wall_ms if clocks else 0}
+
+    def _answer_extra(self) -> Message:
+        return {"wall": self._clock.own_wall_ms(), "low": self._low_disk.get(self._engine.id, False)}
+
+    def _on_append(self, _node: str, message: Message) -> None:
+        self._clock.follow(message["wall"])
+
+    def _on_answer(self, node: str, message: Message, sent: float) -> None:
+        self._clock.answered(node, message["wall"], sent)
+        self._low_disk[node] = message["low"]
+        self._roster.matched(node, min(message["match"], self._engine.commit_index))
+
+    def _look_at_disk_and_clock(self) -> None:
+        """Once a second."""
+        now = self._monotonic()
+        if now - self._disk_checked < 1.0:
+            return
+        self._disk_checked = now
+        self._low_disk[self._engine.id] = self.environment.free_bytes() < self.config.disk_reserve_bytes
+        far_off = self._clock.far_off
+        self._engine.may_lead = not far_off
+        if far_off and self._engine.is_leader and (target := self._engine.most_advanced()):
+            self._engine.transfer(target)
+        if now - self._complained > 60.0:
+            self._complain(now, far_off)
+
+    def _complain(self, now: float, far_off: bool) -> None:
+        complaints = []
+        if far_off:
+            offset = self._clock.offset_ms
+            complaints.append(f"the clock of this node is {offset:.0f} ms off the cluster's: it does not lead. Set it")
+        if self._low_disk[self._engine.id]:
+            complaints.append("free disk is below the reserve: the cluster refuses enqueues. Make room")
+        if self._journal.log_bytes > self.config.long_log_bytes:
+            behind = min(self.config.voters, key=lambda node: self._engine.match_index(node) or 0)
+            complaints.append(f"the log holds {self._journal.log_bytes} bytes, since {behind} lags: bring it back")
+        for complaint in complaints:
+            self._complained = now
+            _log.error(complaint)

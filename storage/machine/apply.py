@@ -1,0 +1,112 @@
+"""The queue state machine: commands in the order of the log, replies, and tables that are equal on every node.
+
+The table of handlers below is the contents of this folder. Deterministic: it reads no clock, no random source and
+nothing of the process, and writes through the Txn alone. A bad command is a reply (`Refused`); a broken invariant
+raises InvariantBroken, and the process must end.
+
+Invariant: at the end of every entry the tables are a function of the entries up to it, however they were grouped into
+commits, and whether or not the process was restarted between any two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from raftq.storage.machine import dedup, expiry, leases, messages, queues, views
+from raftq.storage.machine.commands import (
+    Ack,
+    Command,
+    DefineQueue,
+    DeleteQueue,
+    Enqueue,
+    Expire,
+    Extend,
+    Lease,
+    Nack,
+    Release,
+    TakeDigest,
+)
+from raftq.storage.machine.invariants import InvariantBroken, broken
+from raftq.storage.machine.ports import Meta, Txn
+from raftq.storage.machine.replies import DigestTaken, Effect, Leased, Reply
+from raftq.storage.machine.state import State
+from raftq.storage.machine.views import Delivery, View
+
+__all__ = ["InvariantBroken", "Machine"]
+
+Handler = Callable[[State, Meta, Any], tuple[Reply, list[Effect]]]
+
+
+def _take_digest(_state: State, meta: Meta, _command: TakeDigest) -> tuple[Reply, list[Effect]]:
+    """Changes nothing: whoever applies the entry stops there, commits, and hashes."""
+    return DigestTaken(meta.index), []
+
+
+HANDLERS: dict[type[Command], Handler] = {
+    Enqueue: messages.enqueue,
+    Lease: leases.lease,
+    Ack: leases.ack,
+    Nack: leases.nack,
+    Release: leases.release,
+    Extend: leases.extend,
+    Expire: expiry.expire,
+    DefineQueue: queues.define,
+    DeleteQueue: queues.delete,
+    TakeDigest: _take_digest,
+}
+
+_WITHOUT_REQUEST = (Expire, DefineQueue, DeleteQueue, TakeDigest)
+
+
+class Machine:
+    def __init__(self, txn: Txn) -> None:
+        self._state = State(txn)
+        #: Index of the entry being applied.
+        self._entry: int | None = None
+
+    def apply(self, meta: Meta, command: Command) -> tuple[Reply, list[Effect]]:
+        """Raises InvariantBroken."""
+        state = self._state
+        if meta.index != self._entry:
+            self._begin(meta)
+        handler = HANDLERS[type(command)]
+        if isinstance(command, _WITHOUT_REQUEST) or command.request is None:
+            return handler(state, meta, command)
+        reply = dedup.first_reply(state, meta, command)
+        if reply is not None:
+            return reply, []
+        reply, effects = handler(state, meta, command)
+        dedup.remember_reply(state, meta, command, reply)
+        return reply, effects
+
+    def _begin(self, meta: Meta) -> None:
+        cluster = self._state.cluster
+        if self._entry is not None or meta.index <= cluster.index:
+            broken(f"entry {meta.index} after {cluster.index}, which is {'ended' if self._entry is None else 'open'}")
+        self._entry = cluster.index = meta.index
+        cluster.lease_ms = meta.lease_ms
+        cluster.wall_ms = meta.wall_ms
+
+    def end_entry(self, meta: Meta) -> None:
+        """After the last command of an entry: put into the tables what waits in memory."""
+        if self._entry is None:
+            return
+        if self._entry != meta.index:
+            broken(f"entry {meta.index} ends while {self._entry} is open")
+        self._entry = None
+        self._state.flush()
+
+    def next_due(self) -> tuple[int | None, int | None]:
+        """When `Expire` has something to do: the earliest deadline in lease time, and the earliest moment in wall time
+        (0: at once)."""
+        return expiry.next_due(self._state)
+
+    def deliveries(self, leased: Leased) -> list[Delivery | None]:
+        """The messages of a lease, by slot. To be called right after it was applied. None for a slot that the lease
+        does not hold any more, which only a repeated reply can have."""
+        return views.deliveries(self._state, leased)
+
+    def view(self) -> View:
+        """What was applied, to be read between entries and before the next one."""
+        return View(self._state)

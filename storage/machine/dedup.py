@@ -1,0 +1,78 @@
+"""What was done before: dedup ids of messages, and requests whose first reply is repeated.
+
+Owns the tables DEDUP and REQUEST, both per queue. A record counts until its time even when it is still in the table
+after it; `expiry` removes it then. Nothing here depends on whether it has.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from raftq.storage.machine import keys, records
+from raftq.storage.machine.commands import Ack, Enqueue, Extend, Lease, Nack, Release
+from raftq.storage.machine.ports import Meta
+from raftq.storage.machine.records import DedupRecord, QueueRecord, RequestRecord
+from raftq.storage.machine.replies import Enqueued, Leased, Refused, Reply
+
+if TYPE_CHECKING:
+    from raftq.storage.machine.state import State
+
+Repeatable = Enqueue | Lease | Ack | Nack | Release | Extend
+AReply = TypeVar("AReply", bound=Reply)
+
+#: A request id belongs to one kind of command of one queue. The command's tag.
+_COMMANDS: dict[type[Repeatable], int] = {Enqueue: 1, Lease: 2, Ack: 3, Nack: 4, Release: 5, Extend: 6}
+
+
+def first_message(state: State, meta: Meta, queue: QueueRecord, dedup_id: str) -> DedupRecord | None:
+    """The message that was enqueued with this id within the window."""
+    value = state.txn.get(keys.dedup(queue.number, dedup_id))
+    if value is None:
+        return None
+    record = records.decode_dedup(value)
+    return record if record.expires_ms > meta.wall_ms else None
+
+
+def remember_message(state: State, meta: Meta, queue: QueueRecord, dedup_id: str, priority: int, number: int) -> None:
+    key = keys.dedup(queue.number, dedup_id)
+    passed = state.txn.get(key)
+    if passed is not None:
+        state.wall.remove(records.decode_dedup(passed).expires_ms, key)
+    expires_ms = keys.after(meta.wall_ms, queue.settings.dedup_window_ms)
+    state.txn.put(key, records.encode(DedupRecord(priority, number, expires_ms)))
+    state.wall.add(expires_ms, key)
+
+
+def first_reply(state: State, meta: Meta, command: Repeatable) -> Reply | None:
+    """What this request was answered before, marked as a repetition where the reply can say so."""
+    assert command.request is not None
+    queue = state.queues.get(command.queue)
+    if queue is None:
+        return None
+    value = state.txn.get(keys.request(queue.number, _COMMANDS[type(command)], command.request.id))
+    if value is None:
+        return None
+    record = records.decode_request(value)
+    if record.expires_ms <= meta.wall_ms:
+        return None
+    if isinstance(record.reply, Enqueued | Leased):
+        record.reply.repeated = True
+    return record.reply
+
+
+def remember_reply(state: State, meta: Meta, command: Repeatable, reply: Reply) -> None:
+    """Keep the reply for the retries of its request. One that did nothing is not kept: what was refused, or waits for
+    a message with one request after the other, is tried again."""
+    assert command.request is not None
+    if isinstance(reply, Refused) or (isinstance(reply, Leased) and not reply.ranges):
+        return
+    queue = state.queues.get(command.queue)
+    if queue is None:
+        return
+    key = keys.request(queue.number, _COMMANDS[type(command)], command.request.id)
+    passed = state.txn.get(key)
+    if passed is not None:
+        state.wall.remove(records.decode_request(passed).expires_ms, key)
+    expires_ms = keys.after(meta.wall_ms, command.request.keep_ms)
+    state.txn.put(key, records.encode(RequestRecord(expires_ms, reply)))
+    state.wall.add(expires_ms, key)

@@ -1,0 +1,141 @@
+"""Queues: their records, kept decoded and written once an entry; and the commands that define and delete them.
+
+Owns the tables NAME, QUEUE and DELETED. A deleted queue is hidden at once; what it leaves behind is removed by steps of
+`expiry`. Invariant: a record in memory equals the one in the tables at the end of every entry.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raftq.storage.machine import keys, records
+from raftq.storage.machine.batches import Batches
+from raftq.storage.machine.commands import DefineQueue, DeleteQueue, QueueSettings
+from raftq.storage.machine.firstkey import FirstKey
+from raftq.storage.machine.invariants import broken
+from raftq.storage.machine.ports import Meta, Txn
+from raftq.storage.machine.records import Cluster, QueueRecord
+from raftq.storage.machine.replies import Effect, QueueDefined, QueueDeleted, QueueReady, Refused
+
+if TYPE_CHECKING:
+    from raftq.storage.machine.state import State
+
+#: More queues are refused: a client that makes up names must not fill every node.
+QUEUES_MAX = 100_000
+#: Records kept decoded.
+_CACHE_MAX = 10_000
+
+
+class Queues:
+    def __init__(self, txn: Txn, cluster: Cluster, batches: Batches) -> None:
+        self._txn = txn
+        self._cluster = cluster
+        self._batches = batches
+        self._by_key: dict[str, QueueRecord] = {}
+        self._by_number: dict[int, QueueRecord] = {}
+        self._changed: dict[int, QueueRecord] = {}
+        #: First of the deleted queues whose remains are still there.
+        self.deleted = FirstKey(txn, keys.DELETED, keys.of_queue(keys.DELETED, keys.QUEUE_MAX))
+
+    def get(self, key: str) -> QueueRecord | None:
+        """For enqueue alone, which lets the open batch grow."""
+        queue = self._by_key.get(key)
+        return self._load(key) if queue is None else queue
+
+    def find(self, key: str) -> QueueRecord | None:
+        """With all its batches in the tables."""
+        queue = self.get(key)
+        if queue is not None:
+            self._batches.close(queue.number)
+        return queue
+
+    def _load(self, key: str) -> QueueRecord | None:
+        number = self._txn.get(keys.name(key))
+        return None if number is None else self.numbered(records.decode_name(number))
+
+    def numbered(self, number: int) -> QueueRecord | None:
+        """The queue of that number, None when it was deleted."""
+        queue = self._by_number.get(number)
+        if queue is not None:
+            return queue
+        value = self._txn.get(keys.of_queue(keys.QUEUE, number))
+        return None if value is None else self._keep(records.decode_queue(value))
+
+    def _keep(self, queue: QueueRecord) -> QueueRecord:
+        self._by_key[queue.key] = queue
+        self._by_number[queue.number] = queue
+        return queue
+
+    def changed(self, queue: QueueRecord) -> None:
+        """The record is to be written at the end of the entry."""
+        self._changed[queue.number] = queue
+
+    def create(self, key: str, settings: QueueSettings, index: int) -> QueueRecord | None:
+        """None when there are too many."""
+        cluster = self._cluster
+        if cluster.queues >= QUEUES_MAX:
+            return None
+        cluster.queues += 1
+        cluster.last_queue += 1
+        queue = self._keep(QueueRecord(key, cluster.last_queue, settings, index, heads=[]))
+        self._txn.put(keys.name(key), records.encode(queue.number))
+        self.changed(queue)
+        return queue
+
+    def delete(self, queue: QueueRecord) -> None:
+        self._cluster.queues -= 1
+        self._batches.flush()
+        self._changed.pop(queue.number, None)
+        del self._by_key[queue.key], self._by_number[queue.number]
+        self._txn.delete(keys.name(queue.key))
+        self._txn.delete(keys.of_queue(keys.QUEUE, queue.number))
+        key = keys.of_queue(keys.DELETED, queue.number)
+        self._txn.put(key, records.NOTHING)
+        self.deleted.added(key)
+
+    def flush(self) -> None:
+        """Write the records that changed."""
+        for number, queue in self._changed.items():
+            if min(queue.ready, queue.leased, queue.delayed, queue.bytes) < 0:
+                broken(f"a counter is below zero in {queue}")
+            self._txn.put(keys.of_queue(keys.QUEUE, number), records.encode(queue))
+        self._changed.clear()
+        if len(self._by_number) > _CACHE_MAX:
+            self._by_key.clear()
+            self._by_number.clear()
+
+
+def unknown(key: str) -> tuple[Refused, list[Effect]]:
+    return Refused("unknown_queue", f"there is no queue {key}"), []
+
+
+def too_many() -> tuple[Refused, list[Effect]]:
+    return Refused("too_many_queues", f"there are {QUEUES_MAX} queues already: delete some"), []
+
+
+def became_ready(queue: QueueRecord, before: int) -> list[Effect]:
+    """The effect of an operation that found `before` messages ready. A paused queue wakes nobody."""
+    if queue.ready > before and not queue.settings.paused:
+        return [QueueReady(queue.key, queue.ready)]
+    return []
+
+
+def define(state: State, meta: Meta, command: DefineQueue) -> tuple[QueueDefined | Refused, list[Effect]]:
+    queue = state.queues.find(command.queue)
+    if queue is None:
+        if not command.create:
+            return unknown(command.queue)
+        queue = state.queues.create(command.queue, command.settings, meta.index)
+        return too_many() if queue is None else (QueueDefined(queue.number, created=True), [])
+    resumed = queue.settings.paused and not command.settings.paused
+    queue.settings = command.settings
+    state.queues.changed(queue)
+    return QueueDefined(queue.number, created=False), became_ready(queue, 0) if resumed else []
+
+
+def delete(state: State, _meta: Meta, command: DeleteQueue) -> tuple[QueueDeleted | Refused, list[Effect]]:
+    queue = state.queues.find(command.queue)
+    if queue is None:
+        return unknown(command.queue)
+    state.queues.delete(queue)
+    return QueueDeleted(queue.ready + queue.leased + queue.delayed), []

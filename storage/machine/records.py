@@ -1,0 +1,184 @@
+"""The values of the tables, and nothing else: every byte that is put into a table is made here.
+
+A value is a msgpack array of its struct's fields (fields are only ever added at the end); a batch is its time and its
+blob; a bitmap is its bytes. A record read is a record of its own: whoever changes it puts it back.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from array import array
+from bisect import bisect_right
+
+import msgspec
+
+from raftq.storage.machine import replies
+from raftq.storage.machine.commands import QueueSettings
+
+
+class Cluster(msgspec.Struct, array_like=True, gc=False):
+    """The one record of the whole machine."""
+
+    last_queue: int = 0
+    #: The last lease id given: the fence.
+    last_lease: int = 0
+    queues: int = 0
+    #: Of the last entry that held a command.
+    index: int = 0
+    lease_ms: int = 0
+    wall_ms: int = 0
+
+
+class Head(msgspec.Struct, array_like=True, gc=False):
+    """Where delivery stands in one priority of a queue. What lies in line at `number` or after it was never leased."""
+
+    priority: int
+    number: int
+    #: First number of the batch that `number` stands in; equal to `number` when it stands before a batch.
+    batch: int
+    #: Messages in line beyond the head.
+    beyond: int = 0
+    #: Messages in the table of returned ones.
+    returned: int = 0
+
+
+class QueueRecord(msgspec.Struct, array_like=True, gc=False):
+    key: str
+    number: int
+    settings: QueueSettings
+    created_index: int
+    #: Of the next message, over all priorities.
+    next_number: int = 1
+    #: Highest priority first; only priorities that were ever used.
+    heads: list[Head] = []
+    ready: int = 0
+    leased: int = 0
+    delayed: int = 0
+    #: Of live messages as packed: attributes and group keys included.
+    bytes: int = 0
+    enqueued: int = 0
+    delivered: int = 0
+    acked: int = 0
+    nacked: int = 0
+    released: int = 0
+    expired: int = 0
+    duplicates: int = 0
+
+
+class Piece(msgspec.Struct, array_like=True, gc=False):
+    """Messages `first` to `first + count - 1`, all of ONE batch and live, which share a holder and their counters.
+
+    It knows enough of its batch (its key, its count, the bytes of the piece) for the batch not to be read: a piece that
+    is the whole batch is leased from `returned`, acked or nacked without touching it."""
+
+    priority: int
+    #: First number of the batch; it lies in the table ASIDE or BATCH.
+    batch: int
+    aside: bool
+    batch_count: int
+    first: int
+    count: int
+    bytes: int
+    #: So far; of a leased piece this lease included.
+    deliveries: int
+    failures: int
+
+
+class Due(msgspec.Struct, array_like=True, gc=False):
+    #: Wall time.
+    due_ms: int
+    piece: Piece
+
+
+class LeaseRecord(msgspec.Struct, array_like=True, gc=False):
+    """Bits are little-endian, bit i for slot i, as short as they can be."""
+
+    count: int
+    #: In slot order; dropped when every slot is settled.
+    pieces: list[Piece]
+    #: (deadline in lease time, its slots), the earliest first: that one is in the table of deadlines. Every slot is in
+    #: one. Several are only made by extending a part of the lease; a single one is of all slots, its bits empty.
+    deadlines: list[tuple[int, bytes]]
+    #: Slots that this lease no longer holds.
+    settled: bytes = b""
+    #: Those of the settled that this lease acked.
+    acked: bytes = b""
+
+
+class DedupRecord(msgspec.Struct, array_like=True, gc=False):
+    priority: int
+    number: int
+    #: Wall time.
+    expires_ms: int
+
+
+class RequestRecord(msgspec.Struct, array_like=True, gc=False):
+    #: Wall time.
+    expires_ms: int
+    reply: replies.Reply
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_cluster = msgspec.msgpack.Decoder(Cluster).decode
+decode_queue = msgspec.msgpack.Decoder(QueueRecord).decode
+decode_piece = msgspec.msgpack.Decoder(Piece).decode
+decode_due = msgspec.msgpack.Decoder(Due).decode
+decode_lease = msgspec.msgpack.Decoder(LeaseRecord).decode
+decode_dedup = msgspec.msgpack.Decoder(DedupRecord).decode
+decode_request = msgspec.msgpack.Decoder(RequestRecord).decode
+decode_name = msgspec.msgpack.Decoder(int).decode
+
+#: Value of the tables that are only keys.
+NOTHING = b""
+
+
+def bits_of(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+def encode_bits(bits: int) -> bytes:
+    return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+
+
+_BATCH = struct.Struct("<QI")
+#: Where the blob begins in a batch's value.
+BLOB_OFFSET = 8
+_U64 = struct.Struct("<Q")
+
+
+def encode_batch(enqueued_at_ms: int, blob: bytes) -> bytes:
+    return _U64.pack(enqueued_at_ms) + blob
+
+
+class Batch:
+    """A batch's value, decoded as far as it is asked for; never changed."""
+
+    __slots__ = ("_ends", "bytes", "count", "enqueued_at_ms", "value")
+
+    def __init__(self, value: bytes) -> None:
+        self.value = value
+        self.enqueued_at_ms, self.count = _BATCH.unpack_from(value)
+        self.bytes = len(value) - BLOB_OFFSET - 4 - 4 * self.count
+        self._ends: array[int] | None = None
+
+    def _offsets(self) -> array[int]:
+        """Where each message ends. Cut from the value only when a part of the batch is asked for."""
+        ends = self._ends
+        if ends is None:
+            ends = self._ends = array("I")
+            ends.frombytes(self.value[BLOB_OFFSET + 4 : BLOB_OFFSET + 4 + 4 * self.count])
+            if sys.byteorder == "big":
+                ends.byteswap()
+        return ends
+
+    def size(self, start: int, count: int) -> int:
+        """Bytes of `count` messages from the `start`-th on."""
+        ends = self._offsets()
+        return ends[start + count - 1] - (ends[start - 1] if start else 0)
+
+    def fit(self, start: int, count: int, bytes_max: int) -> int:
+        """How many of the `count` messages from the `start`-th on have at most `bytes_max` bytes together."""
+        ends = self._offsets()
+        limit = bytes_max + (ends[start - 1] if start else 0)
+        return bisect_right(ends, limit, start, start + count) - start

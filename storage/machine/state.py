@@ -1,0 +1,34 @@
+"""All that the handlers of commands work on: the tables, and what memory keeps of them."""
+
+from __future__ import annotations
+
+from raftq.storage.machine import keys, records
+from raftq.storage.machine.batches import Batches
+from raftq.storage.machine.places import Places
+from raftq.storage.machine.ports import Txn
+from raftq.storage.machine.queues import Queues
+from raftq.storage.machine.records import Batch, Cluster, Piece
+from raftq.storage.machine.timetable import Timetable
+
+
+class State:
+    """Memory is a cache: a new State over the same tables goes on as the old one would have."""
+
+    __slots__ = ("batches", "cluster", "deadlines", "leased", "places", "queues", "txn", "wall")
+
+    def __init__(self, txn: Txn) -> None:
+        self.txn = txn
+        stored = txn.get(keys.CLUSTER)
+        self.cluster = Cluster() if stored is None else records.decode_cluster(stored)
+        self.batches = Batches(txn)
+        self.queues = Queues(txn, self.cluster, self.batches)
+        self.deadlines = Timetable(txn, keys.DEADLINE)
+        self.wall = Timetable(txn, keys.WALL)
+        self.places = Places(txn, self.batches, self.wall)
+        #: Of the last lease: its id, its pieces, and their batches when it deleted them in the same step.
+        self.leased: tuple[int, list[Piece], list[Batch] | None] = (0, [], None)
+
+    def flush(self) -> None:
+        self.batches.flush()
+        self.queues.flush()
+        self.txn.put(keys.CLUSTER, records.encode(self.cluster))

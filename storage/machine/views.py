@@ -1,0 +1,342 @@
+"""What may be read of the state machine: queues, their counts, and their messages without leasing them.
+
+Owns the shapes of what is read, and changes nothing. Counts come from the queue's record; a page of messages reads what
+it shows and little more. Invariant: a view shows the state after the last entry, never one within an entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import merge
+from itertools import islice
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import msgspec
+
+from raftq.storage.machine import keys, leases, packing, records
+from raftq.storage.machine.commands import QueueSettings
+from raftq.storage.machine.records import BLOB_OFFSET, Batch, Head, LeaseRecord, Piece, QueueRecord
+from raftq.storage.machine.replies import Leased
+
+if TYPE_CHECKING:
+    from raftq.storage.machine.state import State
+
+#: Leases that one page, or the search for one message, looks through: most may be settled, and the loop must go on.
+LEASES_SEEN_MAX = 5_000
+
+MessageState = Literal["ready", "delayed", "leased"]
+#: (priority, number)
+Place = tuple[int, int]
+
+
+class Delivery(NamedTuple):
+    priority: int
+    number: int
+    #: So far, this one included.
+    deliveries: int
+    failures: int
+    enqueued_at_ms: int
+    #: A packed message (`packing.unpack_message`).
+    data: bytes
+
+
+class Peeked(NamedTuple):
+    priority: int
+    number: int
+    #: 0 for a leased message whose lease was not found among the last `LEASES_SEEN_MAX`.
+    deliveries: int
+    failures: int
+    enqueued_at_ms: int
+    data: bytes
+    state: MessageState
+    #: Of a delayed message: wall time at which it is ready.
+    due_ms: int | None = None
+    #: Of a leased message: about when its lease passes, in wall time.
+    deadline_ms: int | None = None
+
+
+class QueueInfo(msgspec.Struct):
+    key: str
+    number: int
+    settings: QueueSettings
+    created_index: int
+    ready: int
+    leased: int
+    delayed: int
+    #: Of live messages as packed: attributes and group keys included.
+    bytes: int
+    enqueued: int
+    delivered: int
+    acked: int
+    nacked: int
+    released: int
+    expired: int
+    duplicates: int
+    #: When the oldest ready message was enqueued, wall time.
+    oldest_ready_ms: int | None
+
+
+def deliveries(state: State, leased: Leased) -> list[Delivery | None]:
+    """See `Machine.deliveries`."""
+    lease_id, pieces, batches = state.leased
+    if leased.lease_id == lease_id and not leased.repeated:
+        if batches is None:
+            batches = [state.batches.of(leased.queue_number, piece) for piece in pieces]
+        found: list[Delivery | None] = []
+        for piece, batch in zip(pieces, batches, strict=True):
+            found += _deliveries(piece, batch)
+        return found
+    return _still_held(state, leased)
+
+
+def _still_held(state: State, leased: Leased) -> list[Delivery | None]:
+    found: list[Delivery | None] = [None] * sum(taken.count for taken in leased.ranges)
+    value = state.txn.get(keys.lease(leased.queue_number, leased.lease_id))
+    if value is not None:
+        for slot, piece, number in _held(records.decode_lease(value)):
+            found[slot] = _delivery(state.batches.of(leased.queue_number, piece), piece, number)
+    return found
+
+
+def _held(lease: LeaseRecord) -> Iterator[tuple[int, Piece, int]]:
+    """(slot, its piece, its message's number) of each slot that the lease holds."""
+    settled = records.bits_of(lease.settled)
+    slot = 0
+    for piece in lease.pieces:
+        for number in range(piece.first, piece.first + piece.count):
+            if not settled >> slot & 1:
+                yield slot, piece, number
+            slot += 1
+
+
+def _deliveries(piece: Piece, batch: Batch) -> list[Delivery]:
+    data = packing.unpack(batch.value, piece.first - piece.batch, piece.count, BLOB_OFFSET)
+    priority, number, times, failures = piece.priority, piece.first, piece.deliveries, piece.failures
+    at_ms = batch.enqueued_at_ms
+    return [Delivery(priority, number + i, times, failures, at_ms, body) for i, body in enumerate(data)]
+
+
+def _delivery(batch: Batch, piece: Piece, number: int) -> Delivery:
+    data = packing.unpack(batch.value, number - piece.batch, 1, BLOB_OFFSET)[0]
+    return Delivery(piece.priority, number, piece.deliveries, piece.failures, batch.enqueued_at_ms, data)
+
+
+class View:
+    """What was applied. Valid until the next await; to be read between entries."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    @property
+    def lease_ms(self) -> int:
+        """Lease time of the last entry that held a command."""
+        return self._state.cluster.lease_ms
+
+    @property
+    def wall_ms(self) -> int:
+        """Wall time of the last entry that held a command."""
+        return self._state.cluster.wall_ms
+
+    def queue(self, key: str) -> QueueInfo | None:
+        queue = self._state.queues.get(key)
+        return None if queue is None else self._info(queue)
+
+    def queues(
+        self, namespace: str, prefix: str = "", limit: int = 100, cursor: str | None = None
+    ) -> tuple[list[QueueInfo], str | None]:
+        """Queues of the namespace whose names begin with `prefix`, by name; and the cursor of the next page."""
+        low = keys.name(f"{namespace}/{prefix}")
+        high = low + b"\xff"
+        if cursor is not None:
+            low = max(low, keys.name(f"{namespace}/{cursor}") + b"\0")
+        found: list[QueueInfo] = []
+        for _, value in self._state.txn.scan(low, high):
+            if len(found) >= limit:
+                return found, found[-1].key.partition("/")[2] if found else cursor
+            queue = self._state.queues.numbered(records.decode_name(value))
+            assert queue is not None, value
+            found.append(self._info(queue))
+        return found, None
+
+    def ready(self, key: str) -> int:
+        """How many messages a lease could get now: none of a paused or an unknown queue."""
+        queue = self._state.queues.get(key)
+        return 0 if queue is None or queue.settings.paused else queue.ready
+
+    def peek(
+        self, key: str, state: MessageState, limit: int, cursor: str | None = None
+    ) -> tuple[list[Peeked], str | None]:
+        """Messages in that state without leasing them, and the cursor of the next page: ready and delayed ones by
+        place, leased ones by lease. A page of leased ones may be short, or empty, and have a next one.
+        Raises KeyError for an unknown queue, ValueError for a bad cursor."""
+        queue = self._state.queues.get(key)
+        if queue is None:
+            raise KeyError(key)
+        if state == "leased":
+            return self._leased_page(queue, limit, *_parsed(cursor, (0, 0)))
+        priority, number = _parsed(cursor, (keys.PRIORITY_MAX, 0))
+        if priority > keys.PRIORITY_MAX:
+            raise ValueError(f"no such cursor: {cursor}")
+        messages = self._delayed if state == "delayed" else self._ready
+        found = list(islice(messages(queue, priority, number), limit + 1))
+        if len(found) <= limit:
+            return found, None
+        return found[:limit], f"{found[limit].priority}-{found[limit].number}"
+
+    def message(self, key: str, priority: int, number: int) -> Peeked | None:
+        """One live message, None when there is none."""
+        queue = self._state.queues.get(key)
+        if queue is None or not 0 <= priority <= keys.PRIORITY_MAX or not 0 < number < keys.NUMBER_MAX:
+            return None
+        for messages in (self._ready(queue, priority, number), self._delayed(queue, priority, number)):
+            found = next(messages, None)
+            if found is not None and (found.priority, found.number) == (priority, number):
+                return found
+        return self._leased_message(queue, priority, number)
+
+    def _info(self, queue: QueueRecord) -> QueueInfo:
+        return QueueInfo(
+            key=queue.key,
+            number=queue.number,
+            settings=queue.settings,
+            created_index=queue.created_index,
+            ready=queue.ready,
+            leased=queue.leased,
+            delayed=queue.delayed,
+            bytes=queue.bytes,
+            enqueued=queue.enqueued,
+            delivered=queue.delivered,
+            acked=queue.acked,
+            nacked=queue.nacked,
+            released=queue.released,
+            expired=queue.expired,
+            duplicates=queue.duplicates,
+            oldest_ready_ms=self._oldest_ready_ms(queue),
+        )
+
+    def _oldest_ready_ms(self, queue: QueueRecord) -> int | None:
+        """Numbers grow with time over all priorities: the oldest is the lowest of each priority's first."""
+        if not queue.ready:
+            return None
+        firsts = (next(self._ready_of(queue, head, 0), None) for head in queue.heads if head.returned or head.beyond)
+        return min((first.number, first.enqueued_at_ms) for first in firsts if first is not None)[1]
+
+    def _ready(self, queue: QueueRecord, priority: int, number: int) -> Iterator[Peeked]:
+        """From the place on, in order of delivery."""
+        for head in queue.heads:
+            if head.priority <= priority:
+                yield from self._ready_of(queue, head, number if head.priority == priority else 0)
+
+    def _ready_of(self, queue: QueueRecord, head: Head, number: int) -> Iterator[Peeked]:
+        returned = self._returned(queue, head, number)
+        return merge(returned, self._beyond(queue, head, number), key=lambda message: message.number)
+
+    def _returned(self, queue: QueueRecord, head: Head, number: int) -> Iterator[Peeked]:
+        low, high = keys.line(keys.RETURNED, queue.number, head.priority)
+        for _, value in self._state.txn.scan(self._floor(low, number), high):
+            yield from self._peeked(queue, records.decode_piece(value), number, "ready")
+
+    def _beyond(self, queue: QueueRecord, head: Head, number: int) -> Iterator[Peeked]:
+        low, high = keys.line(keys.BATCH, queue.number, head.priority)
+        number = max(number, head.number)
+        for key, value in self._state.txn.scan(self._floor(low, number), high):
+            first, batch = keys.place_of(key)[1], Batch(value)
+            piece = Piece(head.priority, first, False, batch.count, first, batch.count, batch.bytes, 0, 0)
+            yield from self._peeked(queue, piece, number, "ready", batch=batch)
+
+    def _delayed(self, queue: QueueRecord, priority: int, number: int) -> Iterator[Peeked]:
+        """From the place on, by place."""
+        low, _ = keys.line(keys.DUE, queue.number, priority)
+        for key, value in self._state.txn.scan(self._floor(low, number), keys.of_queue(keys.DUE, queue.number + 1)):
+            due = records.decode_due(value)
+            low_number = number if keys.place_of(key)[0] == priority else 0
+            yield from self._peeked(queue, due.piece, low_number, "delayed", due_ms=due.due_ms)
+
+    def _floor(self, low: bytes, number: int) -> bytes:
+        """Where to begin in the line that begins at `low`, for the piece or batch that holds `number` to be seen."""
+        place = low[:-8] + number.to_bytes(8, "big")
+        for key, _ in self._state.txn.scan(low, place, reverse=True):
+            return key
+        return place
+
+    def _peeked(
+        self,
+        queue: QueueRecord,
+        piece: Piece,
+        low_number: int,
+        state: MessageState,
+        *,
+        batch: Batch | None = None,
+        due_ms: int | None = None,
+    ) -> Iterator[Peeked]:
+        """The messages of the piece with numbers from `low_number` on."""
+        for number in range(max(piece.first, low_number), piece.first + piece.count):
+            if batch is None:
+                batch = self._state.batches.of(queue.number, piece)
+            yield Peeked(*_delivery(batch, piece, number), state, due_ms)
+
+    def _leased_page(
+        self, queue: QueueRecord, limit: int, first_lease: int, first_slot: int
+    ) -> tuple[list[Peeked], str | None]:
+        found: list[Peeked] = []
+        low, high = keys.lease(queue.number, first_lease), keys.of_queue(keys.LEASE, queue.number + 1)
+        for seen, (key, value) in enumerate(self._state.txn.scan(low, high)):
+            lease_id, lease = keys.lease_of(key), records.decode_lease(value)
+            if seen >= LEASES_SEEN_MAX:
+                return found, f"{lease_id}-0"
+            for slot, piece, number in _held(lease):
+                if lease_id == first_lease and slot < first_slot:
+                    continue
+                if len(found) >= limit:
+                    return found, f"{lease_id}-{slot}"
+                found.append(self._leased(queue, lease, slot, piece, number))
+        return found, None
+
+    def _leased_message(self, queue: QueueRecord, priority: int, number: int) -> Peeked | None:
+        """A message that is neither ready nor delayed: leased, or gone."""
+        piece = self._live(queue, priority, number)
+        if piece is None:
+            return None
+        low, high = keys.of_queue(keys.LEASE, queue.number), keys.of_queue(keys.LEASE, queue.number + 1)
+        # The newest first: a message is most likely held by one of the last leases.
+        for _, value in islice(self._state.txn.scan(low, high, reverse=True), LEASES_SEEN_MAX):
+            lease = records.decode_lease(value)
+            for slot, held, at in _held(lease):
+                if (held.priority, at) == (priority, number):
+                    return self._leased(queue, lease, slot, held, number)
+        batch = self._state.batches.of(queue.number, piece)
+        return Peeked(*_delivery(batch, piece, number), "leased")
+
+    def _live(self, queue: QueueRecord, priority: int, number: int) -> Piece | None:
+        """The batch that the message is in as a piece, None when it is gone or never was."""
+        for table in (keys.BATCH, keys.ASIDE):
+            low, _ = keys.line(table, queue.number, priority)
+            place = keys.place(table, queue.number, priority, number) + b"\0"
+            for key, value in islice(self._state.txn.scan(low, place, reverse=True), 1):
+                first, batch = keys.place_of(key)[1], Batch(value)
+                gone = self._state.txn.get(keys.place(keys.GONE, queue.number, priority, first)) or b""
+                if number < first + batch.count and not records.bits_of(gone) >> (number - first) & 1:
+                    aside = table == keys.ASIDE
+                    return Piece(priority, first, aside, batch.count, first, batch.count, batch.bytes, 0, 0)
+        return None
+
+    def _leased(self, queue: QueueRecord, lease: LeaseRecord, slot: int, piece: Piece, number: int) -> Peeked:
+        passes_ms = next(ms for ms, bits in leases.deadlines(lease) if bits >> slot & 1)
+        deadline_ms = self.wall_ms + passes_ms - self.lease_ms
+        batch = self._state.batches.of(queue.number, piece)
+        return Peeked(*_delivery(batch, piece, number), "leased", None, deadline_ms)
+
+
+def _parsed(cursor: str | None, start: tuple[int, int]) -> tuple[int, int]:
+    """The two numbers of a cursor, the place to begin the page at. Raises ValueError."""
+    if cursor is None:
+        return start
+    first, dash, second = cursor.partition("-")
+    if not (dash and first.isascii() and first.isdigit() and second.isascii() and second.isdigit()):
+        raise ValueError(f"no such cursor: {cursor}")
+    place = int(first), int(second)
+    if max(place) >= keys.NUMBER_MAX:
+        raise ValueError(f"no such cursor: {cursor}")
+    return place

@@ -1,0 +1,196 @@
+"""A few engines with real journals on real environments, a network in the test's hands, and a clock that only it moves.
+
+What a node of the real cycle does is done here step by step: messages are stepped, the outbox leaves at once, the journal
+is committed, and only then what was held leaves and the node counts itself. Each commit may be made to wait, and a node
+may crash before or after it.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from raftq.replication.engine import NO_OP, SyncObj, Timing
+from raftq.replication.journal import Journal
+from raftq.storage.environment import Environment, WriteBatch, u64
+from raftq.storage.writer import Writer
+
+Message = dict[str, Any]
+
+
+class Member:
+    def __init__(self, name: str, names: list[str], folder: Path, clock: Any, dice: Any) -> None:
+        self.name, self.names, self.folder = name, names, folder
+        self._clock, self._dice = clock, dice
+        self.applied: list[tuple[int, bytes]] = []
+        self.up = False
+        self.start()
+
+    def start(self) -> None:
+        self.environment = Environment(self.folder, map_bytes=1 << 28)
+        self.writer = Writer(self.environment)
+        self.journal = Journal(self.environment)
+        self.engine = SyncObj(
+            self.name,
+            self.names,
+            self.journal,
+            applied=self.journal.getRaftCommitIndex(),
+            clock=self._clock,
+            dice=self._dice,
+            timing=Timing(),
+        )
+        self.up = True
+
+    def crash(self) -> None:
+        self.writer.close()
+        self.environment.close()
+        self.up = False
+
+    def commit(self) -> None:
+        """Write all that is dirty, durably."""
+        batch = WriteBatch()
+        self.journal.collect(batch)
+        batch.meta["applied"] = u64(self.engine.applied_index)
+        failures: SimpleQueue[BaseException | None] = SimpleQueue()
+        self.writer.commit(batch, failures.put)
+        assert failures.get() is None
+        self.journal.landed()
+        self.engine.durable()
+
+    def apply(self) -> None:
+        engine = self.engine
+        while engine.applied_index < engine.commit_index:
+            command, index, _ = self.journal.entries(engine.applied_index + 1, 0, 1)[0]
+            if command != NO_OP:
+                self.applied = [item for item in self.applied if item[0] < index] + [(index, command)]
+            engine.applied(index)
+
+
+class Network:
+    """`seed` decides timeouts and, in `shake`, everything else."""
+
+    def __init__(self, folder: Path, size: int = 3, seed: int = 1) -> None:
+        self.random = random.Random(seed)
+        self.now = 100.0
+        self.names = [f"n{number}" for number in range(1, size + 1)]
+        self.members = {
+            name: Member(name, self.names, folder / name, lambda: self.now, self.random.random) for name in self.names
+        }
+        self.wire: list[tuple[str, str, Message]] = []
+        self.cut: set[tuple[str, str]] = set()
+        self.linked: set[tuple[str, str]] = set()
+        self.committed: dict[int, tuple[int, bytes]] = {}
+        self.leaders: dict[int, str] = {}
+        for source in self.names:
+            for target in self.names:
+                self.link(source, target)
+
+    def __getitem__(self, name: str) -> Member:
+        return self.members[name]
+
+    def close(self) -> None:
+        for member in self.members.values():
+            if member.up:
+                member.crash()
+            shutil.rmtree(member.folder)
+
+    def link(self, source: str, target: str) -> None:
+        if source != target and (source, target) not in self.linked:
+            if self[source].up and self[target].up and (source, target) not in self.cut:
+                self.linked.add((source, target))
+                self[source].engine.connected(target)
+
+    def unlink(self, source: str, target: str) -> None:
+        """The connection breaks, and what is on it is lost."""
+        if (source, target) in self.linked:
+            self.linked.discard((source, target))
+            self.wire = [item for item in self.wire if item[:2] != (source, target)]
+            if self[source].up:
+                self[source].engine.disconnected(target)
+
+    def crash(self, name: str) -> None:
+        self[name].crash()
+        for other in self.names:
+            self.unlink(other, name)
+            self.unlink(name, other)
+
+    def restart(self, name: str) -> None:
+        self[name].start()
+        for other in self.names:
+            self.link(other, name)
+            self.link(name, other)
+
+    def isolate(self, name: str) -> None:
+        for other in self.names:
+            self.cut |= {(name, other), (other, name)}
+            self.unlink(name, other)
+            self.unlink(other, name)
+
+    def heal(self) -> None:
+        self.cut.clear()
+        for source in self.names:
+            for target in self.names:
+                self.link(source, target)
+
+    def post(self, queue: list[tuple[list[str], Message]], source: str) -> None:
+        for nodes, message in queue:
+            self.wire += [(source, node, message) for node in nodes if (source, node) in self.linked]
+        queue.clear()
+
+    def cycle(self, name: str, *, commit: bool = True) -> None:
+        """One cycle of a member after it was stepped."""
+        member = self[name]
+        member.engine.advance()
+        member.apply()
+        self.post(member.engine.outbox, name)
+        if commit:
+            if member.journal.dirty:
+                member.commit()
+            self.post(member.engine.held, name)
+            self.post(member.engine.outbox, name)
+        self.check(name)
+
+    def deliver(self, place: int = 0, *, commit: bool = True) -> None:
+        source, target, message = self.wire.pop(place)
+        if self[target].up:
+            self[target].engine.step(source, message)
+            self.cycle(target, commit=commit)
+
+    def tick(self, seconds: float = 0.01, names: list[str] | None = None) -> None:
+        self.now += seconds
+        for name in names or self.names:
+            if self[name].up:
+                self[name].engine.tick()
+                self.cycle(name)
+
+    def settle(self, seconds: float = 2.0) -> None:
+        """Let time pass with every message delivered in order."""
+        end = self.now + seconds
+        while self.now < end:
+            self.tick()
+            while self.wire:
+                self.deliver()
+
+    @property
+    def leader(self) -> str:
+        """The one leader of the highest term."""
+        leaders = [member for member in self.members.values() if member.up and member.engine.is_leader]
+        return max(leaders, key=lambda member: member.engine.term).name
+
+    def propose(self, name: str, payload: bytes) -> int:
+        index = self[name].engine.propose(b"\0" + payload)
+        self[name].engine.broadcast()
+        return index
+
+    def check(self, name: str) -> None:
+        """Election safety, state machine safety, and what is committed never changes."""
+        engine, journal = self[name].engine, self[name].journal
+        if engine.is_leader:
+            assert self.leaders.setdefault(engine.term, name) == name, f"two leaders in term {engine.term}"
+        for index in range(max(journal.first_index, engine.commit_index - 20), engine.commit_index + 1):
+            command, _, term = journal.entries(index, 0, 1)[0]
+            known = self.committed.setdefault(index, (term, command))
+            assert known == (term, command), f"{name} committed another entry at {index}"
