@@ -29,8 +29,9 @@ class ClusterClock:
         self._since = 0.0
         self._last = Clocks(0, 0)
         self._quorum = 1
-        #: Follower -> (how many ms its clock is ahead of ours, when that was measured).
-        self._ahead: dict[str, tuple[float, float]] = {}
+        #: Follower -> (its wall clock less our monotonic one in milliseconds, when that was measured). Not against our
+        #: wall clock: a jump of that one must not move the others'.
+        self._found: dict[str, tuple[float, float]] = {}
         #: Milliseconds that this node's clock is ahead of the cluster's; None before it is known.
         self.offset_ms: float | None = None
 
@@ -39,7 +40,7 @@ class ClusterClock:
         self._base = self._last = last
         self._since = self._monotonic()
         self._quorum = quorum
-        self._ahead.clear()
+        self._found.clear()
         self.offset_ms = 0.0 if quorum == 1 else None
 
     def own_wall_ms(self) -> int:
@@ -49,31 +50,33 @@ class ClusterClock:
         """Leader: `node` said `wall_ms` in its answer to what was sent at the monotonic time `sent`."""
         now = self._monotonic()
         trip = now - sent
-        known = self._ahead.get(node)
+        known = self._found.get(node)
         if trip > _ROUND_TRIP_MAX and known is not None and now - known[1] < _SAMPLE_AGE_MAX:
             return
-        self._ahead[node] = (wall_ms - (self._wall() - trip / 2) * 1000, now)
-        if len(self._ahead) + 1 >= self._quorum:
-            self.offset_ms = -self._median()
+        self._found[node] = (wall_ms - (sent + trip / 2) * 1000, now)
 
     def follow(self, wall_ms: int) -> None:
         """Follower: the leader says that cluster time is `wall_ms` (0: it does not know yet)."""
         if wall_ms:
             self.offset_ms = self._wall() * 1000 - wall_ms
 
-    def _median(self) -> float:
-        ahead = sorted([0.0, *(offset for offset, _ in self._ahead.values())])
-        middle = len(ahead) // 2
-        return ahead[middle] if len(ahead) % 2 else (ahead[middle - 1] + ahead[middle]) / 2
-
     def now(self) -> Clocks | None:
         """Leader: the clocks for an entry proposed now; None before a quorum's clocks are known."""
-        if self.offset_ms is None:
+        if len(self._found) + 1 < self._quorum:
             return None
-        lease_ms = self._base.lease_ms + int((self._monotonic() - self._since) * 1000)
-        wall_ms = int(self._wall() * 1000 - self.offset_ms)
+        monotonic = self._monotonic()
+        own = self._wall() * 1000 - monotonic * 1000
+        median = self._median(own)
+        self.offset_ms = own - median
+        lease_ms = self._base.lease_ms + int((monotonic - self._since) * 1000)
+        wall_ms = int(monotonic * 1000 + median)
         self._last = Clocks(max(self._last.lease_ms, lease_ms), max(self._last.wall_ms, wall_ms))
         return self._last
+
+    def _median(self, own: float) -> float:
+        """Of an even number the lower: a clock that is behind delays, one that is ahead ends things early for good."""
+        found = sorted([own, *(found for found, _ in self._found.values())])
+        return found[(len(found) - 1) // 2]
 
     @property
     def far_off(self) -> bool:

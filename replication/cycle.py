@@ -24,9 +24,10 @@ import structlog
 
 from raftq.replication.clock import ClusterClock
 from raftq.replication.digests import Digests
-from raftq.replication.engine import NO_OP, REGULAR, InvariantBroken, Message, SyncObj, Timing
+from raftq.replication.engine import NO_OP, REGULAR, InvariantBroken, Message, SyncObj
 from raftq.replication.journal import Journal
 from raftq.replication.peers import Hello, Peers
+from raftq.replication.progress import Timing
 from raftq.replication.roster import META as ROSTER
 from raftq.replication.roster import Roster
 from raftq.replication.shard import (
@@ -206,10 +207,7 @@ class RaftShard:
     # What the shard shows
 
     def propose(self, command: bytes) -> asyncio.Future[Committed]:
-        if self._stopping:
-            raise Stopping("the node is shutting down")
-        if not self._engine.is_leader:
-            raise NotLeader(self._engine.leader)
+        self._check_leading()
         if (
             self._proposal_bytes + len(command) > self.config.waiting_bytes
             or len(self._proposals) >= self.config.waiting_commands
@@ -225,14 +223,17 @@ class RaftShard:
         return future
 
     def read(self) -> asyncio.Future[View]:
-        if self._stopping:
-            raise Stopping("the node is shutting down")
-        if not self._engine.is_leader:
-            raise NotLeader(self._engine.leader)
+        self._check_leading()
         future: asyncio.Future[View] = self._loop.create_future()
         self._new_reads.append(future)
         self._schedule()
         return future
+
+    def _check_leading(self) -> None:
+        if self._stopping or self._closed:
+            raise Stopping("the node is shutting down")
+        if not self._engine.is_leader:
+            raise NotLeader(self._engine.leader)
 
     def stale(self) -> View:
         return self._machine.view()
@@ -250,7 +251,7 @@ class RaftShard:
         while self._monotonic() < deadline and not self._closed:
             if engine.leader is not None and not engine.is_leader:
                 return engine.leader
-            if engine.is_leader and not engine.transferring and self._committing is None:
+            if engine.is_leader and not engine.transferring:
                 engine.transfer(chosen)
                 self._schedule()
             await asyncio.sleep(0.005)
@@ -639,8 +640,9 @@ class RaftShard:
     def _on_append(self, _node: str, message: Message) -> None:
         self._clock.follow(message["wall"])
 
-    def _on_answer(self, node: str, message: Message, sent: float) -> None:
-        self._clock.answered(node, message["wall"], sent)
+    def _on_answer(self, node: str, message: Message, sent: float | None) -> None:
+        if sent is not None:
+            self._clock.answered(node, message["wall"], sent)
         self._low_disk[node] = message["low"]
         self._roster.matched(node, min(message["match"], self._engine.commit_index))
 

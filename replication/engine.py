@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import msgspec
 import pysyncobj
 from pysyncobj.node import Node
 from pysyncobj.syncobj import _COMMAND_TYPE, _RAFT_STATE
@@ -26,6 +25,7 @@ from pysyncobj.transport import Transport
 from pysyncobj.version import VERSION
 
 from raftq.replication.journal import Journal
+from raftq.replication.progress import Flow, Progress, Timing
 
 REGULAR = bytes([_COMMAND_TYPE.REGULAR])
 NO_OP = bytes([_COMMAND_TYPE.NO_OP])
@@ -48,57 +48,6 @@ Message = dict[str, Any]
 
 class InvariantBroken(Exception):
     """Raft's safety is broken on this node. It stops rather than going on with a log that it cannot trust."""
-
-
-class Timing(msgspec.Struct, frozen=True):
-    """Seconds."""
-
-    election_min: float = 0.3
-    election_max: float = 0.6
-    heartbeat: float = 0.04
-    #: A closed connection of the leader is campaigned against after at most this long (jitter against split votes).
-    lost_leader_jitter: float = 0.03
-
-    @property
-    def check_quorum(self) -> float:
-        return 2 * self.election_min
-
-
-class Flow(msgspec.Struct, frozen=True):
-    """How much may be on its way to one follower, unanswered."""
-
-    entries: int = 256
-    bytes: int = 8 * 1024 * 1024
-    #: One AppendEntries carries at most this many bytes, or one larger entry.
-    append_bytes: int = 1024 * 1024
-
-
-class Progress:
-    """What the leader knows of one follower, beside pysyncobj's next and match index."""
-
-    __slots__ = ("applied", "confirmed", "in_flight", "in_flight_bytes", "probe_prev", "probing", "round")
-
-    def __init__(self, now: float) -> None:
-        #: True: one append at a time, until the follower's log is known to match.
-        self.probing = True
-        #: The index that the last append of a probe built on.
-        self.probe_prev = 0
-        #: (last index, bytes) of each append that is not answered yet.
-        self.in_flight: deque[tuple[int, int]] = deque()
-        self.in_flight_bytes = 0
-        #: The highest round that it echoed, and when that round was sent.
-        self.round = 0
-        self.confirmed = now
-        self.applied = 0
-
-    def reset(self) -> None:
-        self.probing = True
-        self.in_flight.clear()
-        self.in_flight_bytes = 0
-
-    def landed(self, match: int) -> None:
-        while self.in_flight and self.in_flight[0][0] <= match:
-            self.in_flight_bytes -= self.in_flight.popleft()[1]
 
 
 class _Outlet(Transport):  # type: ignore[misc]
@@ -148,7 +97,7 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         self.append_extra: Callable[[], Message] = dict
         self.answer_extra: Callable[[], Message] = dict
         self.on_append: Callable[[str, Message], None] = lambda _node, _message: None
-        self.on_answer: Callable[[str, Message, float], None] = lambda _node, _message, _sent: None
+        self.on_answer: Callable[[str, Message, float | None], None] = lambda _node, _message, _sent: None
         conf = pysyncobj.SyncObjConf(autoTick=False, dynamicMembershipChange=False)
         others = [Node(voter) for voter in sorted(voters) if voter != node_id]
         self.id = node_id
@@ -538,7 +487,7 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         sent = self._round_sent(message["round"])
         if sent is not None and message["round"] > progress.round:
             progress.round, progress.confirmed = message["round"], sent
-        self.on_answer(node, message, sent if sent is not None else float("-inf"))
+        self.on_answer(node, message, sent)
         if message["ok"]:
             self._matched(peer, progress, message["match"])
         else:

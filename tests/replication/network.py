@@ -13,8 +13,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from raftq.replication.engine import NO_OP, SyncObj, Timing
+from raftq.replication.engine import NO_OP, SyncObj
 from raftq.replication.journal import Journal
+from raftq.replication.progress import Timing
 from raftq.storage.environment import Environment, WriteBatch, u64
 from raftq.storage.writer import Writer
 

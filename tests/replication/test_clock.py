@@ -1,0 +1,126 @@
+"""Cluster time: lease time is elapsed time of leaders, wall time the median of a quorum's clocks."""
+
+from __future__ import annotations
+
+from raftq.replication.clock import ClusterClock
+from raftq.storage.machine.entries import Clocks
+
+
+class Hands:
+    """A monotonic and a wall clock that only the test moves, in seconds."""
+
+    def __init__(self) -> None:
+        self.monotonic, self.wall = 50.0, 1_000_000.0
+
+    def pass_(self, seconds: float) -> None:
+        self.monotonic += seconds
+        self.wall += seconds
+
+    def clock(self) -> ClusterClock:
+        return ClusterClock(lambda: self.monotonic, lambda: self.wall)
+
+
+def wall_ms(hands: Hands, ahead_ms: float = 0) -> int:
+    return int(hands.wall * 1000 + ahead_ms)
+
+
+def test_nothing_is_told_before_a_quorum_of_clocks_is_known() -> None:
+    hands = Hands()
+    clock = hands.clock()
+    clock.lead(Clocks(0, 0), quorum=2)
+    assert clock.now() is None
+    clock.answered("b", wall_ms(hands), hands.monotonic)
+    assert clock.now() == Clocks(0, wall_ms(hands))
+
+
+def test_lease_time_goes_on_from_the_last_entry_whatever_the_wall_clock_does() -> None:
+    hands = Hands()
+    clock = hands.clock()
+    clock.lead(Clocks(5000, 0), quorum=1)
+    hands.pass_(2)
+    hands.wall += 3600
+    now = clock.now()
+    assert now is not None
+    assert now.lease_ms == 7000
+
+
+def test_wall_time_never_goes_back() -> None:
+    hands = Hands()
+    clock = hands.clock()
+    last = wall_ms(hands, ahead_ms=500)
+    clock.lead(Clocks(0, last), quorum=1)
+    assert clock.now() == Clocks(0, last)
+    hands.pass_(1)
+    assert clock.now() == Clocks(1000, last + 500)
+    hands.wall -= 100
+    assert clock.now() == Clocks(1000, last + 500)
+
+
+def test_wall_time_is_the_median_and_one_wrong_clock_does_not_move_it() -> None:
+    hands = Hands()
+    clock = hands.clock()
+    clock.lead(Clocks(0, 0), quorum=2)
+    clock.answered("b", wall_ms(hands, 40), hands.monotonic)
+    clock.answered("c", wall_ms(hands, 86_400_000), hands.monotonic)
+    now = clock.now()
+    assert now is not None
+    assert now.wall_ms == wall_ms(hands, 40)
+    assert not clock.far_off
+
+
+def test_a_leader_whose_own_clock_is_wrong_learns_it_from_the_others() -> None:
+    hands = Hands()
+    clock = hands.clock()
+    clock.lead(Clocks(0, 0), quorum=2)
+    clock.answered("b", wall_ms(hands, -5000), hands.monotonic)
+    clock.answered("c", wall_ms(hands, -5010), hands.monotonic)
+    now = clock.now()
+    assert now is not None
+    assert now.wall_ms == wall_ms(hands, -5000)
+    assert clock.far_off
+
+
+def test_a_follower_compares_its_clock_with_the_leaders_time() -> None:
+    hands = Hands()
+    clock = hands.clock()
+    clock.follow(0)
+    assert clock.offset_ms is None
+    clock.follow(wall_ms(hands, 1500))
+    assert clock.far_off
+    clock.follow(wall_ms(hands, 3))
+    assert not clock.far_off
+
+
+def test_a_slow_answer_does_not_replace_a_fresh_measurement() -> None:
+    hands = Hands()
+    clock = hands.clock()
+    clock.lead(Clocks(0, 0), quorum=2)
+    clock.answered("b", wall_ms(hands), hands.monotonic)
+    clock.answered("b", wall_ms(hands, 9000), hands.monotonic - 3)
+    assert not clock.far_off
+
+
+def test_a_jump_of_the_leaders_own_clock_does_not_move_cluster_time() -> None:
+    """Found by the shard's test: samples taken against the own wall clock moved with it, and time leapt ahead."""
+    hands = Hands()
+    clock = hands.clock()
+    clock.lead(Clocks(0, 0), quorum=2)
+    clock.answered("b", wall_ms(hands), hands.monotonic)
+    clock.answered("c", wall_ms(hands), hands.monotonic)
+    before = wall_ms(hands)
+    hands.wall += 5
+    now = clock.now()
+    assert now is not None
+    assert now.wall_ms == before
+    assert clock.far_off
+
+
+def test_of_two_clocks_the_lower_counts() -> None:
+    hands = Hands()
+    clock = hands.clock()
+    clock.lead(Clocks(0, 0), quorum=2)
+    clock.answered("b", wall_ms(hands, 5000), hands.monotonic)
+    now = clock.now()
+    assert now is not None
+    assert now.wall_ms == wall_ms(hands)
+    assert not clock.far_off

@@ -1,0 +1,249 @@
+"""One shard of three nodes, over real sockets and real environments."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from raftq.replication.peers import Hello
+from raftq.replication.roster import Roster
+from raftq.replication.shard import DiskReserve, NotLeader, OutcomeUnknown, Overloaded, Stopping
+from raftq.storage.failures import StorageFailed
+from raftq.storage.machine import commands
+from tests.replication.shards import QUEUE, drain, enqueue, lease, shards, until
+
+
+async def test_what_is_enqueued_is_leased_acked_and_equal_on_all_nodes(tmp_path: Path) -> None:
+    async with shards(tmp_path) as cluster:
+        leader = await cluster.leader()
+        bodies = [str(number).encode() for number in range(250)]
+        await asyncio.gather(*(leader.propose(enqueue(body)) for body in bodies))
+        assert sorted(await drain(leader), key=int) == bodies
+        index, digests = await leader.digest()
+        assert index > 0
+        assert len(set(digests.values())) == 1
+        assert None not in digests.values()
+
+
+async def test_a_read_sees_what_was_acknowledged_before_it(tmp_path: Path) -> None:
+    async with shards(tmp_path) as cluster:
+        leader = await cluster.leader()
+        for number in range(20):
+            await leader.propose(enqueue(b"1"))
+            view = await leader.read()
+            assert view.ready(QUEUE) == number + 1
+
+
+async def test_a_follower_refuses_and_names_the_leader(tmp_path: Path) -> None:
+    async with shards(tmp_path) as cluster:
+        leader = await cluster.leader()
+        follower = next(shard for shard in cluster.running.values() if shard is not leader)
+        await until(lambda: follower.status().leader == leader.config.node_id)
+        with pytest.raises(NotLeader) as refused:
+            follower.propose(enqueue(b"1"))
+        assert refused.value.leader == leader.config.node_id
+        with pytest.raises(NotLeader):
+            follower.read()
+
+
+async def test_nothing_acknowledged_is_lost_when_the_leader_dies(tmp_path: Path) -> None:
+    async with shards(tmp_path) as cluster:
+        acknowledged: list[bytes] = []
+        for round_ in range(3):
+            leader = await cluster.leader()
+            for number in range(30):
+                body = f"{round_}{number:03}".encode()
+                await leader.propose(enqueue(body))
+                acknowledged.append(body)
+            name = leader.config.node_id
+            await cluster.kill(name)
+            await cluster.leader()
+            await cluster.start(name)
+        assert await drain(await cluster.leader()) == acknowledged
+
+
+async def test_nothing_acknowledged_is_lost_when_all_die_at_once(tmp_path: Path) -> None:
+    async with shards(tmp_path) as cluster:
+        leader = await cluster.leader()
+        bodies = [str(number).encode() for number in range(100)]
+        for body in bodies:
+            await leader.propose(enqueue(body))
+        await asyncio.gather(*(cluster.kill(name) for name in list(cluster.running)))
+        for name in cluster.voters:
+            await cluster.start(name)
+        leader = await cluster.leader()
+        assert await drain(leader) == bodies
+        _, digests = await leader.digest()
+        assert len(set(digests.values())) == 1
+
+
+async def test_without_a_majority_the_outcome_is_unknown_and_then_refused(tmp_path: Path) -> None:
+    async with shards(tmp_path) as cluster:
+        leader = await cluster.leader()
+        await leader.propose(enqueue(b"1"))
+        for name in [name for name, shard in cluster.running.items() if shard is not leader]:
+            await cluster.kill(name)
+        with pytest.raises(OutcomeUnknown):
+            await leader.propose(enqueue(b"2"))
+        with pytest.raises(NotLeader):
+            leader.propose(enqueue(b"3"))
+        assert not leader.status().ready
+
+
+async def test_transfer_moves_leadership_and_loses_nothing(tmp_path: Path) -> None:
+    async with shards(tmp_path) as cluster:
+        leader = await cluster.leader()
+        target = next(name for name, shard in cluster.running.items() if shard is not leader)
+        pending = [leader.propose(enqueue(str(number).encode())) for number in range(10)]
+        assert await leader.transfer(target) == target
+        answers: list[Any] = await asyncio.gather(*pending, return_exceptions=True)
+        done = [answer for answer in answers if not isinstance(answer, Exception)]
+        assert all(isinstance(answer, NotLeader | OutcomeUnknown) for answer in answers if answer not in done)
+        assert len(await drain(await cluster.leader())) >= len(done)
+
+
+async def test_a_stopping_node_answers_what_is_in_flight_and_hands_over(tmp_path: Path) -> None:
+    async with shards(tmp_path) as cluster:
+        leader = await cluster.leader()
+        pending = [leader.propose(enqueue(str(number).encode())) for number in range(10)]
+        stopping = asyncio.create_task(cluster.stop(leader.config.node_id))
+        await asyncio.gather(*pending)
+        with pytest.raises(Stopping):
+            leader.propose(enqueue(b"late"))
+        await stopping
+        assert len(await drain(await cluster.leader())) == 10
+
+
+async def test_a_failed_commit_ends_the_node_and_acknowledges_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with shards(tmp_path, size=1) as cluster:
+        leader = await cluster.leader()
+        await leader.propose(enqueue(b"1"))
+
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(leader.environment, "begin_write", fail)
+        with pytest.raises(OutcomeUnknown):
+            await leader.propose(enqueue(b"2"))
+        assert isinstance(cluster.fatal["n1"], StorageFailed)
+        with pytest.raises(Stopping):
+            leader.propose(enqueue(b"3"))
+
+
+async def test_short_of_disk_enqueues_are_refused_and_leases_go_on(tmp_path: Path) -> None:
+    async with shards(tmp_path) as cluster:
+        leader = await cluster.leader()
+        await leader.propose(enqueue(b"1"))
+        follower = next(shard for shard in cluster.running.values() if shard is not leader)
+        follower.config = msgspec.structs.replace(follower.config, disk_reserve_bytes=1 << 62)
+
+        def refused() -> bool:
+            try:
+                leader.propose(enqueue(b"2")).cancel()
+            except DiskReserve as error:
+                return follower.config.node_id in str(error)
+            return False
+
+        await until(refused)
+        assert (await leader.propose(lease())).messages
+
+
+async def test_what_waits_is_bounded_in_commands(tmp_path: Path) -> None:
+    async with shards(tmp_path, waiting_commands=5) as cluster:
+        leader = await cluster.leader()
+        taken = [leader.propose(enqueue(b"1")) for _ in range(5)]
+        with pytest.raises(Overloaded):
+            leader.propose(enqueue(b"1"))
+        await asyncio.gather(*taken)
+        await leader.propose(enqueue(b"1"))
+
+
+async def test_a_lease_expires_through_the_log(tmp_path: Path) -> None:
+    async with shards(tmp_path) as cluster:
+        leader = await cluster.leader()
+        await leader.propose(enqueue(b"1"))
+        first = await leader.propose(commands.encode(commands.Lease(QUEUE, 1, lease_ms=50)))
+        assert first.messages is not None
+        await until(lambda: leader.stale().ready(QUEUE) == 1)
+        again = await leader.propose(lease())
+        assert again.messages is not None
+        assert (again.messages[0].deliveries, again.messages[0].failures) == (2, 1)
+        assert again.reply.lease_id > first.reply.lease_id
+
+
+async def test_the_log_is_cut_below_what_every_node_has(tmp_path: Path) -> None:
+    async with shards(tmp_path, compact_bytes=50_000) as cluster:
+        leader = await cluster.leader()
+        for _ in range(150):
+            await leader.propose(enqueue(b"x" * 1000))
+        await until(lambda: all(shard.status().first_index > 50 for shard in cluster.running.values()))
+        lagging = next(name for name, shard in cluster.running.items() if shard is not leader)
+        await cluster.kill(lagging)
+        cut = leader.status().first_index
+        for _ in range(100):
+            await leader.propose(enqueue(b"x" * 1000))
+        assert leader.status().first_index <= max(cut, leader.status().last_index - 100)
+        shard = await cluster.start(lagging)
+        await until(lambda: shard.status().applied_index >= leader.status().commit_index)
+        _, digests = await leader.digest()
+        assert len(set(digests.values())) == 1
+
+
+def hello(**changed: Any) -> Hello:
+    fields = {
+        "protocol": 1,
+        "cluster_id": "test",
+        "node_id": "n2",
+        "node_uuid": "uuid",
+        "boot": 3,
+        "api_url": "",
+        "peer_address": "",
+        "version": "0",
+        "last_index": 10,
+        "term": 1,
+    }
+    return Hello(**(fields | changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"cluster_id": "other"}, "belongs to cluster test"),
+        ({"node_id": "n9"}, "not a member"),
+        ({"node_uuid": "new"}, "another data folder"),
+        ({"boot": 2}, "old copy"),
+        ({"last_index": 4}, "ends at 4, but it had acknowledged 7"),
+    ],
+)
+def test_a_folder_that_forgot_its_promises_is_refused(changed: dict[str, Any], reason: str) -> None:
+    roster = Roster("test", {"n1": "", "n2": ""}, None)
+    assert roster.admit(hello()) is None
+    roster.met(hello())
+    roster.matched("n2", 7)
+    kept = Roster("test", {"n1": "", "n2": ""}, roster.encode())
+    assert kept.admit(hello(boot=4)) is None
+    refusal = kept.admit(hello(**changed))
+    assert refusal is not None
+    assert reason in refusal
+
+
+async def test_a_leader_whose_clock_is_far_off_hands_leadership_over(tmp_path: Path) -> None:
+    """Once a second the shard looks at its clock; it leads again only when the clock is right."""
+    wrong = {"by": 0.0}
+    async with shards(tmp_path, wall=lambda name: time.time() + (wrong["by"] if name == "n1" else 0.0)) as cluster:
+        leader = await cluster.leader()
+        if leader.config.node_id != "n1":
+            await leader.transfer("n1")
+        wrong["by"] = 5.0
+        await until(lambda: cluster.running["n1"].status().role != "leader")
+        other = await cluster.leader()
+        assert other.config.node_id != "n1"
+        committed = await other.propose(enqueue(b"1"))
+        assert abs(committed.wall_ms - time.time() * 1000) < 1000
