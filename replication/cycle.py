@@ -37,7 +37,6 @@ from raftq.replication.shard import (
     OutcomeUnknown,
     Overloaded,
     Peer,
-    ShardError,
     Status,
     Stopping,
 )
@@ -183,16 +182,25 @@ class RaftShard:
         deadline = self._monotonic() + grace
         while (self._waiting or self._proposals) and not self._closed and self._monotonic() < deadline:
             await asyncio.sleep(0.005)
-        if self._engine.is_leader and len(self.config.voters) > 1 and not self._closed:
-            try:
-                await self.transfer(within=max(0.5, deadline - self._monotonic()))
-            except ShardError as error:
-                _log.warning("leadership was not handed over", reason=str(error))
+        await self._hand_over(within=1.0)
         while (self._committing is not None or self._overlay.pending_bytes) and not self._closed:
             self._rode_since = float("-inf")
             self._schedule()
             await asyncio.sleep(0.002)
         await self.close()
+
+    async def _hand_over(self, within: float) -> None:
+        """Give leadership to a follower, if one is there to take it; when all nodes stop at once, none is."""
+        engine = self._engine
+        deadline = self._monotonic() + within
+        while engine.is_leader and not self._closed and self._monotonic() < deadline:
+            target = engine.most_advanced()
+            if target is None:
+                return
+            if not engine.transferring:
+                engine.transfer(target)
+                self._schedule()
+            await asyncio.sleep(0.005)
 
     async def close(self) -> None:
         """End at once, as a crash would, but for sockets and threads. What is pending ends as unknown."""
@@ -251,7 +259,10 @@ class RaftShard:
         while self._monotonic() < deadline and not self._closed:
             if engine.leader is not None and not engine.is_leader:
                 return engine.leader
+            if not any(self._peers.reachable(node) for node in self.config.voters if node != engine.id):
+                raise OutcomeUnknown("no other node is connected any more")
             if engine.is_leader and not engine.transferring:
+                chosen = target or engine.most_advanced() or chosen
                 engine.transfer(chosen)
                 self._schedule()
             await asyncio.sleep(0.005)

@@ -77,7 +77,7 @@ def open_failure(folder: Path, exc: OSError | lmdb.Error) -> StorageError:
     if isinstance(exc, lmdb.Error) and isinstance(exc, _DAMAGE):
         return EnvironmentDamaged(f"{folder}: the data is damaged, or not of raftq: {exc}")
     if code in (errno.EACCES, errno.EPERM):
-        return EnvironmentUnusable(f"{folder}: no permission to read and write the data here (user id {os.getuid()})")
+        return EnvironmentUnusable(f"{folder}: no permission to read and write the data here (user id {os.geteuid()})")
     if code == errno.ENOMEM:
         return EnvironmentUnusable(f"{folder}: the system refuses the address space for the map; raise `ulimit -v`")
     if code in _FULL:

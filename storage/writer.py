@@ -49,6 +49,7 @@ class Writer:
         """Write `batch`, then call `done` in the writer's thread, with None or what failed. Returns once the batch was
         taken over, while the commit runs. One at a time: the next one after `done`."""
         assert not self._busy, "a commit is running"
+        assert self._thread.is_alive(), "the writer is closed"
         self._busy = True
         self._batches.put((batch, done))
         self._filled.acquire()
@@ -70,7 +71,14 @@ class Writer:
             batch, done = item
             self._write(batch)
             self._busy = False
+            self._tell(done)
+
+    def _tell(self, done: Done) -> None:
+        """A caller that is gone, its loop closed, must not leave the next one waiting for a dead thread."""
+        try:
             done(self.failure)
+        except Exception as exc:
+            self.failure = self.failure or commit_failure(self._environment.folder, exc)
 
     def _write(self, batch: WriteBatch) -> None:
         begun = perf_counter()

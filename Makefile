@@ -1,0 +1,62 @@
+# What a developer does, by name. `make help` lists it.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint format types contracts bench failover steady ci-cluster docs clean
+
+DATA ?= data
+MINUTES ?= 10
+INSTALLED := .venv/.installed
+# The first that is 3.11 or newer.
+PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$each"; break; }; done)
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## Make .venv, with raftq and its tools in it
+
+$(INSTALLED): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "raftq needs Python 3.11 or newer and finds none: install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "setting up .venv with $(PYTHON) (a minute, once)"
+	@.venv/bin/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv || { rm -rf .venv; exit 1; }
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[server,chaos,dev]'
+	@touch $@
+
+run: setup ## Start a cluster of three nodes here, with a tour of what it does
+	@.venv/bin/raftq up --tour --data $(DATA)
+
+test: setup ## Run all tests
+	.venv/bin/pytest
+
+lint: setup ## Check the style
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: setup ## Mend the style
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+types: setup ## Check the types
+	.venv/bin/mypy
+
+contracts: setup ## Check which part imports which
+	.venv/bin/lint-imports
+
+bench: setup ## Measure, in under 5 minutes; writes docs/results.md
+	.venv/bin/python -m raftq.bench load --data $(DATA) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(NAME),--name $(NAME))
+
+failover: setup ## Measure how long a killed leader costs
+	.venv/bin/python -m raftq.bench failover --data $(DATA)
+
+steady: setup ## Full load for MINUTES=10: no election without a fault
+	.venv/bin/python -m raftq.bench steady --data $(DATA) --minutes $(MINUTES)
+
+ci-cluster: setup ## Run the tests on clusters of real processes
+	.venv/bin/pytest -m cluster
+
+docs: setup ## Write the generated tables of docs/
+	.venv/bin/python -m raftq.node.tables docs
+
+clean: ## Remove what setup, tests and tools made; not ./data
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,144 @@
+"""Lease, with its long poll; ack, nack, release and extend."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from raftq.api import bodies, names, problems, schemas
+from raftq.api.answers import JSON, Answer
+from raftq.api.call import Call
+from raftq.api.proposals import propose, request_of
+from raftq.api.reads import queue_of
+from raftq.api.schemas import milliseconds
+from raftq.api.waiters import Waiter
+from raftq.replication.shard import Committed, ShardError
+from raftq.storage.machine import commands, replies
+from raftq.storage.machine.views import Delivery
+
+
+async def lease(call: Call) -> Answer:
+    """POST /v1/queues/{queue}/lease"""
+    queue = call.queue
+    given = await call.decode(schemas.LEASE)
+    limits = call.node.limits
+    if not 1 <= given.max <= limits.lease_messages:
+        raise problems.invalid("max", f"is a whole number from 1 to {limits.lease_messages:,}")
+    if not 0 <= given.wait_seconds <= limits.wait_seconds:
+        raise problems.invalid("wait_seconds", f"is a number from 0 to {limits.wait_seconds:g}")
+    lease_ms = None if given.lease_seconds is None else milliseconds(given.lease_seconds)
+    request = request_of(given.request_id, given.request_seconds)
+    command = commands.Lease(queue, given.max, lease_ms, request)
+    committed = await take(call, command, given.wait_seconds)
+    return _leased(call, committed)
+
+
+async def take(call: Call, command: commands.Lease, wait_seconds: float) -> Committed | None:
+    """The lease, or None when nothing was ready until `wait_seconds` had passed. Raises ShardError or Problem."""
+    shard = call.node.shard
+    if command.request is not None or shard.stale().ready(command.queue):
+        committed = await _grant(call, command)
+        if committed.reply.ranges or not wait_seconds:
+            return committed
+    waiter = Waiter()
+    with call.api.watch(call.request, waiter.abandon):
+        try:
+            return await _poll(call, command, waiter, wait_seconds)
+        finally:
+            call.api.waiters.leave(command.queue, waiter)
+
+
+async def _poll(call: Call, command: commands.Lease, waiter: Waiter, wait_seconds: float) -> Committed | None:
+    """Ask, and wait, until there is something. An empty answer comes from a linearizable read: it is not logged, and a
+    node that was deposed in the meantime cannot give it."""
+    queue, shard = command.queue, call.node.shard
+    now = asyncio.get_running_loop().time
+    until = now() + wait_seconds
+    while True:
+        view = await shard.read()
+        queue_of(view, queue)
+        if view.ready(queue):
+            committed = await _grant(call, command)
+            if committed.reply.ranges:
+                return committed
+        if now() >= until:
+            return None
+        # What became ready since then is seen here: no await lies between this look and joining the line.
+        if not shard.stale().ready(queue):
+            await call.api.waiters.wait(queue, waiter, until)
+
+
+async def _grant(call: Call, command: commands.Lease) -> Committed:
+    _, committed = await propose(call, command, replies.Leased, command.queue)
+    if call.gone:
+        _give_back(call, command, committed.reply)
+        raise ConnectionResetError("the client closed the connection")
+    return committed
+
+
+def _give_back(call: Call, command: commands.Lease, reply: replies.Leased) -> None:
+    """The client of this lease has gone: hand the messages back unharmed, but for a lease with a request id, which its
+    client will ask for again. It is a courtesy: if it fails, the lease expires."""
+    count = sum(span.count for span in reply.ranges)
+    if not count or command.request is not None or command.settle:
+        return
+    release = commands.Release(command.queue, reply.queue_number, [commands.Slots(reply.lease_id, list(range(count)))])
+    try:
+        future = call.node.shard.propose(commands.encode(release))
+    except ShardError:
+        return
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+def _leased(call: Call, committed: Committed | None) -> Answer:
+    if committed is None or not committed.messages:
+        return Answer(b'{"messages":[]}') if call.answer_type is JSON else call.answer({"messages": []})
+    reply: replies.Leased = committed.reply
+    if call.answer_type is JSON:
+        return Answer(b'{"messages":[%b]}' % _leased_json(reply, committed.messages))
+    messages = [leased_fields(reply, slot, one) for slot, one in enumerate(committed.messages) if one is not None]
+    return call.answer({"messages": messages})
+
+
+def _leased_json(reply: replies.Leased, messages: list[Delivery | None]) -> bytes:
+    """The messages of a lease, without those that it held no longer when its request was repeated. Most differ only in
+    number, slot and body: the rest is written once for a run of them."""
+    pieces: list[bytes] = []
+    alike = None
+    before = receipt = fence = after = b""
+    for slot, message in enumerate(messages):
+        if message is None:
+            continue
+        priority, number, deliveries, failures, enqueued_at_ms, data = message
+        if alike != (priority, deliveries, failures, enqueued_at_ms):
+            alike = priority, deliveries, failures, enqueued_at_ms
+            before = b',{"id":"%d-%d-' % (reply.queue_number, priority)
+            receipt = b'","receipt":"%d.%d.' % (reply.queue_number, reply.lease_id)
+            fence = b'","fence":%d,' % reply.lease_id
+            after = (
+                b',"group":null,"priority":%d,"deliveries":%d,"failures":%d,"enqueued_at_ms":%d,"deadline_ms":%d,'
+                b'"dead_letter":null}'
+            ) % (*alike, reply.deadline_ms)
+        pieces += (before, b"%d" % number, receipt, b"%d" % slot, fence, bodies.json_fields(data), after)
+    return b"".join(pieces)[1:]
+
+
+def leased_fields(reply: replies.Leased, slot: int, one: Delivery) -> dict[str, Any]:
+    """The same as a value."""
+    return (
+        {
+            "id": names.message_id(reply.queue_number, one.priority, one.number),
+            "receipt": names.receipt(reply, slot),
+            "fence": reply.lease_id,
+        }
+        | bodies.msgpack_fields(one.data)
+        | {
+            "group": None,
+            "priority": one.priority,
+            "deliveries": one.deliveries,
+            "failures": one.failures,
+            "enqueued_at_ms": one.enqueued_at_ms,
+            "deadline_ms": reply.deadline_ms,
+            "dead_letter": None,
+        }
+    )

@@ -1,0 +1,99 @@
+"""The texts that name things: queues, message ids, receipts. Made here, read back here, and nowhere else.
+
+A message id is `{queue number}-{priority}-{number}`, a receipt `{queue number}.{lease id}.{slot}`. Clients see them as
+opaque. Numbers of queues are never used again: an id or a receipt cannot mean a message of a later queue of that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from string import ascii_letters, digits
+
+from raftq.api import problems
+from raftq.storage.machine.commands import QueueKey, Slots
+from raftq.storage.machine.replies import Leased
+
+NAMESPACE = "default"
+NAME_CHARACTERS_MAX = 128
+_NAME_CHARACTERS = frozenset(ascii_letters + digits + "._-")
+
+#: Request ids and dedup ids.
+ID_BYTES_MAX = 128
+_U63 = 1 << 63
+_DIGITS_MAX = 19
+
+
+@lru_cache(8192)
+def queue_key(name: str, field: str = "queue") -> QueueKey:
+    """Raises Problem 422, naming the field, unless `name` is 1 to 128 of A-Z a-z 0-9 . _ - and not `.` or `..`, which a
+    client would resolve before sending."""
+    if not 0 < len(name) <= NAME_CHARACTERS_MAX or not _NAME_CHARACTERS.issuperset(name) or name in (".", ".."):
+        raise problems.invalid(
+            field, f"a name is 1 to {NAME_CHARACTERS_MAX} of A-Z a-z 0-9 . _ - and not {name[:40]!r}"
+        )
+    return f"{NAMESPACE}/{name}"
+
+
+def queue_name(key: QueueKey) -> str:
+    return key.partition("/")[2]
+
+
+def checked_id(field: str, value: str) -> str:
+    """A request id or dedup id. Raises Problem 422."""
+    if not value or len(value) > ID_BYTES_MAX or len(value.encode()) > ID_BYTES_MAX:
+        raise problems.invalid(field, f"give 1 to {ID_BYTES_MAX} bytes of text")
+    return value
+
+
+def message_id(queue_number: int, priority: int, number: int) -> str:
+    return f"{queue_number}-{priority}-{number}"
+
+
+def receipt(leased: Leased, slot: int) -> str:
+    return f"{leased.queue_number}.{leased.lease_id}.{slot}"
+
+
+def parse_message_id(text: str) -> tuple[int, int, int] | None:
+    """(queue number, priority, number); None when `text` is no message id."""
+    try:
+        queue_number, priority, number = map(_number, text.split("-"))
+    except ValueError:
+        return None
+    return (queue_number, priority, number) if priority <= 9 else None
+
+
+#: A lease holds at most 1,000 messages. The lookup checks and converts in one step.
+_SLOTS = {str(slot): slot for slot in range(1000)}
+
+
+def parse_receipts(receipts: Sequence[str]) -> dict[int, list[Slots]]:
+    """Queue number -> leases with their slots, in the order of `receipts`, which are distinct.
+    Raises Problem 422 naming one that is malformed."""
+    queues: dict[int, list[Slots]] = {}
+    leases: dict[str, list[int]] = {}
+    for receipt in receipts:
+        lease, _, slot = receipt.rpartition(".")
+        try:
+            slots = leases.get(lease)
+            if slots is None:
+                slots = leases[lease] = _add_lease(queues, lease)
+            slots.append(_SLOTS[slot])
+        except (KeyError, ValueError) as error:
+            place = f"receipts[{receipts.index(receipt)}]"
+            raise problems.invalid(place, f"{receipt[:60]!r} is no receipt: send it as it came") from error
+    return queues
+
+
+def _add_lease(queues: dict[int, list[Slots]], lease: str) -> list[int]:
+    """Raises ValueError unless `lease` is `{queue number}.{lease id}` as `receipt` writes them."""
+    queue_number, lease_id = map(_number, lease.split("."))
+    slots = Slots(lease_id, [])
+    queues.setdefault(queue_number, []).append(slots)
+    return slots.slots
+
+
+def _number(text: str) -> int:
+    if len(text) > _DIGITS_MAX or not text.isascii() or str(number := int(text)) != text or not 0 <= number < _U63:
+        raise ValueError(text)
+    return number

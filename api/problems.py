@@ -1,0 +1,193 @@
+"""Problems: every answer that is not a success, as RFC 9457 `application/problem+json`.
+
+Owns the catalogue of problem types and the one mapping from what the parts below raise to what a client reads. Each
+problem says what to do (`detail`) and whether the request took effect (`applied`): `no`, it certainly did not, or
+`unknown`, it may have: retry it with the same `request_id` or `dedup_id`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import msgspec
+
+from raftq.replication import shard
+
+#: Problem types are stable; documents stand at these addresses.
+TYPES = "https://raftq.dev/problems/"
+CONTENT_TYPE = "application/problem+json"
+
+Applied = Literal["no", "unknown"]
+
+#: Slug -> (status, title).
+_KINDS = {
+    "malformed": (400, "The request could not be read"),
+    "not-leader": (307, "Another node leads"),
+    "not-found": (404, "There is nothing at this path"),
+    "unknown-queue": (404, "There is no such queue"),
+    "unknown-message": (404, "There is no such message"),
+    "method-not-allowed": (405, "This path does not take this method"),
+    "timeout": (408, "The request did not arrive in time"),
+    "conflict": (409, "The request conflicts with what is there"),
+    "gone": (410, "The lease has passed, or the message was settled"),
+    "too-large": (413, "The request is over a limit"),
+    "unsupported-media-type": (415, "This content type is not understood"),
+    "expectation-failed": (417, "This expectation cannot be met"),
+    "invalid": (422, "A field of the request is invalid"),
+    "overloaded": (429, "Too much is waiting"),
+    "internal": (500, "The node failed on this request"),
+    "no-leader": (503, "The cluster has no leader now"),
+    "outcome-unknown": (503, "It is not known whether the request took effect"),
+    "stopping": (503, "The node is stopping"),
+    "unreachable-leader": (503, "The leader could not be reached"),
+    "disk-reserve": (507, "A node's disk is almost full"),
+}
+
+#: Fields that DESIGN promises and a later version will take.
+LATER = frozenset(
+    (
+        "group",
+        "groups",
+        "replace_key",
+        "max_failures",
+        "dead_letter_queue",
+        "retention_seconds",
+        "backoff",
+        "max_messages",
+        "max_bytes",
+        "max_leased_per_group",
+        "partitions",
+        "reason",
+        "cron",
+        "interval",
+    )
+)
+
+
+class Problem(Exception):
+    """Answered to the client. Raised anywhere below the dispatch."""
+
+    def __init__(
+        self,
+        kind: str,
+        detail: str,
+        *,
+        applied: Applied = "no",
+        retry_after: int | None = None,
+        close: bool = False,
+        allow: str | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.status, self.title = _KINDS[kind]
+        self.detail = detail
+        self.applied = applied
+        self.retry_after = retry_after
+        #: The connection is of no more use.
+        self.close = close
+        self.allow = allow
+        self.fields = fields
+
+    def body(self) -> bytes:
+        """The problem document. Text that came from the client may hold what is no Unicode; it is replaced."""
+        document = {
+            "type": TYPES + self.kind,
+            "title": self.title,
+            "status": self.status,
+            "detail": _clean(self.detail),
+            "applied": self.applied,
+        } | {name: _clean(value) if isinstance(value, str) else value for name, value in self.fields.items()}
+        return msgspec.json.encode(document)
+
+    def headers(self) -> list[tuple[str, str]]:
+        headers = []
+        if self.retry_after is not None:
+            headers.append(("Retry-After", str(self.retry_after)))
+        if self.allow is not None:
+            headers.append(("Allow", self.allow))
+        return headers
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def invalid(field: str, detail: str) -> Problem:
+    return Problem("invalid", f"{field}: {detail}", field=field)
+
+
+def too_large(field: str, detail: str, *, close: bool = False) -> Problem:
+    return Problem("too-large", detail, close=close, field=field)
+
+
+_AT = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`$", re.DOTALL)
+
+
+def undecodable(error: Exception) -> Problem:
+    """Of what msgspec raises: 422 naming the field when the request is well formed, else 400."""
+    if isinstance(error, msgspec.ValidationError):
+        return _invalid_field(str(error))
+    if isinstance(error, RecursionError):
+        return Problem("malformed", "The request is nested too deeply: flatten it.")
+    return Problem("malformed", f"{error}. Send one valid document, its text in UTF-8.")
+
+
+def _invalid_field(text: str) -> Problem:
+    at = _AT.search(text)
+    field = at.group(1) if at else ""
+    what = text[: at.start()] if at else text
+    unknown = _UNKNOWN_FIELD.match(what)
+    if unknown is None:
+        return invalid(field or "request", what)
+    name = unknown.group(1)
+    field = f"{field}.{name}" if field else name
+    return invalid(field, "not supported in this version" if name in LATER else "there is no such field")
+
+
+def refused(reason: str, detail: str, queue: str) -> Problem:
+    """Of a `Refused` reply of the state machine."""
+    if reason == "unknown_queue":
+        return unknown_queue(queue)
+    if reason == "invalid":
+        return invalid("request", detail)
+    return Problem("conflict", f"{detail or reason}. Nothing was changed.", reason=reason)
+
+
+def unknown_queue(queue: str) -> Problem:
+    name = queue.partition("/")[2]
+    return Problem("unknown-queue", f"There is no queue {name}: create it with PUT /v1/queues/{name}.", queue=name)
+
+
+def no_leader() -> Problem:
+    return Problem(
+        "no-leader",
+        "No leader is known now: an election runs, or a majority of the nodes is away. Retry.",
+        retry_after=1,
+    )
+
+
+def of_shard(error: shard.ShardError) -> Problem:
+    """Of what the shard raises, but for NotLeader of a known leader, which is sent on (`leader.py`)."""
+    match error:
+        case shard.NotLeader():
+            return no_leader()
+        case shard.Overloaded():
+            return Problem("overloaded", "Too many operations are waiting. Slow down and retry.", retry_after=1)
+        case shard.DiskReserve():
+            detail = "The free disk of a node is below its reserve: make room. Leases, acks and deletes go on."
+            return Problem("disk-reserve", detail, retry_after=10)
+        case shard.Stopping():
+            return stopping()
+        case shard.OutcomeUnknown():
+            # 503 and not 504: no gateway timed out, the service lost its leader, and a retry is what helps.
+            detail = "Leadership was lost before a majority confirmed: retry with the same request_id or dedup_id."
+            return Problem("outcome-unknown", detail, applied="unknown", retry_after=1)
+        case _:
+            return Problem("internal", str(error), applied="unknown")
+
+
+def stopping() -> Problem:
+    return Problem("stopping", "This node is stopping: send the request to another.", retry_after=1, close=True)

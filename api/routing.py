@@ -1,0 +1,99 @@
+"""From a method and a path to a handler: a tree of path segments, walked by dict lookups.
+
+A pattern's `{name}` takes one segment, percent-decoded. A known path with another method is 405, an unknown one 404.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+from raftq.api.answers import Answer
+from raftq.api.call import Call
+from raftq.api.problems import Problem
+
+Handler = Callable[[Call], Awaitable[Answer]]
+
+
+@dataclass(slots=True, eq=False)
+class Route:
+    method: str
+    pattern: str
+    handler: Handler
+    #: The query parameters that it takes; any other is answered 422.
+    query: frozenset[str] = frozenset()
+    #: Only the leader can do it: elsewhere it is redirected or proxied before it is read.
+    leader: bool = False
+    #: A client that cannot follow a redirect uses it (curl): always proxied.
+    proxied: bool = False
+    #: The request may hold as much as a batch of messages.
+    large: bool = False
+    #: Answered by a node that is stopping, too.
+    always: bool = False
+    #: Answers by status, for `/metrics`.
+    answered: Counter[int] = field(default_factory=Counter)
+
+
+class _Branch:
+    __slots__ = ("methods", "parameter", "segments")
+
+    def __init__(self) -> None:
+        self.segments: dict[str, _Branch] = {}
+        self.parameter: _Branch | None = None
+        self.methods: dict[str, Route] = {}
+
+
+class Routes:
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.all = tuple(routes)
+        self._root = _Branch()
+        for route in self.all:
+            self._add(route)
+
+    def _add(self, route: Route) -> None:
+        branch = self._root
+        for segment in route.pattern.split("/")[1:]:
+            if segment.startswith("{"):
+                branch.parameter = branch.parameter or _Branch()
+                branch = branch.parameter
+            else:
+                branch = branch.segments.setdefault(segment, _Branch())
+        assert route.method not in branch.methods, route
+        branch.methods[route.method] = route
+
+    def find(self, method: str, path: str) -> tuple[Route, list[str]]:
+        """The route, and its path parameters in order. Raises Problem 404 or 405."""
+        branch: _Branch | None = self._root
+        parameters = []
+        for segment in path.split("/")[1:]:
+            below = branch.segments.get(segment)  # type: ignore[union-attr]
+            if below is None:
+                below = branch.parameter  # type: ignore[union-attr]
+                if below is None:
+                    raise _not_found(path)
+                parameters.append(_decoded(segment) if "%" in segment else segment)
+            branch = below
+        assert branch is not None
+        route = branch.methods.get(method)
+        if route is None:
+            raise _not_found(path) if not branch.methods else _not_allowed(method, path, sorted(branch.methods))
+        return route, parameters
+
+
+def _decoded(segment: str) -> str:
+    try:
+        return unquote(segment, errors="strict")
+    except UnicodeDecodeError as error:
+        raise Problem("malformed", "The path holds percent-escapes that are not UTF-8.") from error
+
+
+def _not_found(path: str) -> Problem:
+    detail = f"There is nothing at {path[:200]} in this version. The paths begin with /v1/queues, /v1/cluster and /q/."
+    return Problem("not-found", detail)
+
+
+def _not_allowed(method: str, path: str, allowed: list[str]) -> Problem:
+    allow = ", ".join(allowed)
+    return Problem("method-not-allowed", f"{path[:200]} takes {allow}, not {method[:20]}.", allow=allow)

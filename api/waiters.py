@@ -1,0 +1,130 @@
+"""Long polls: who waits for a message of which queue, in the order they came.
+
+Woken by the effect `QueueReady`, never more of them than there are messages ready; one that finds nothing waits on, at
+its old place. Invariant: while a queue has messages ready and somebody waits, a woken waiter is on its way.
+Effects may be repeated or lost at a change of leader: then all are woken, and find out by a read who leads now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import count
+
+from raftq.replication.shard import Stopping
+from raftq.storage.machine.replies import Effect
+
+
+class Waiter:
+    """One long poll, from its first wait until it is answered."""
+
+    __slots__ = ("future", "ticket", "woken")
+
+    def __init__(self) -> None:
+        self.ticket = next(_tickets)
+        self.future: asyncio.Future[None] | None = None
+        self.woken = False
+
+    def abandon(self) -> None:
+        """Its client has gone: `wait` raises ConnectionResetError."""
+        if self.future is not None and not self.future.done():
+            self.future.set_exception(ConnectionResetError("the client closed the connection"))
+
+
+_tickets = count()
+
+
+class _Line:
+    """The waiters of one queue."""
+
+    __slots__ = ("waiting", "woken")
+
+    def __init__(self) -> None:
+        self.waiting: deque[Waiter] = deque()
+        #: How many were woken and have neither come back nor left.
+        self.woken = 0
+
+
+class Waiters:
+    def __init__(self, ready: Callable[[str], int]) -> None:
+        #: Messages ready in a queue now, as this node has applied them.
+        self._ready = ready
+        self._lines: dict[str, _Line] = {}
+        self._closed = False
+
+    def on_effects(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            line = self._lines.get(effect.queue)
+            if line is not None:
+                self._wake(line, effect.ready)
+
+    def wake_all(self) -> None:
+        """Leadership was lost or won: each asks the shard anew, and is redirected or goes on waiting."""
+        for line in self._lines.values():
+            self._wake(line, len(line.waiting) + line.woken)
+
+    def close(self) -> None:
+        """The node stops: all waiters, and who comes later, get `Stopping`."""
+        self._closed = True
+        self.wake_all()
+
+    async def wait(self, queue: str, waiter: Waiter, until: float) -> None:
+        """Return when `queue` may have something for `waiter`, or at loop time `until`. Raises Stopping."""
+        if self._closed:
+            raise Stopping
+        loop = asyncio.get_running_loop()
+        waiter.future = loop.create_future()
+        self._join(queue, waiter)
+        timer = loop.call_at(until, _resolve, waiter.future)
+        try:
+            await waiter.future
+        finally:
+            timer.cancel()
+            if not waiter.woken:
+                self._lines[queue].waiting.remove(waiter)
+                self._drop_empty(queue)
+        if self._closed:
+            raise Stopping
+
+    def leave(self, queue: str, waiter: Waiter) -> None:
+        """`waiter` was answered. What it left ready wakes the next."""
+        line = self._lines.get(queue)
+        if line is None or not waiter.woken:
+            return
+        waiter.woken = False
+        line.woken -= 1
+        if line.waiting:
+            self._wake(line, self._ready(queue))
+        self._drop_empty(queue)
+
+    def waiting(self) -> int:
+        return sum(len(line.waiting) for line in self._lines.values())
+
+    def _join(self, queue: str, waiter: Waiter) -> None:
+        line = self._lines.setdefault(queue, _Line())
+        if not waiter.woken:
+            line.waiting.append(waiter)
+            return
+        waiter.woken = False
+        line.woken -= 1
+        place = sum(1 for other in line.waiting if other.ticket < waiter.ticket)
+        line.waiting.insert(place, waiter)
+
+    def _wake(self, line: _Line, ready: int) -> None:
+        while line.waiting and line.woken < ready:
+            waiter = line.waiting.popleft()
+            waiter.woken = True
+            line.woken += 1
+            assert waiter.future is not None
+            _resolve(waiter.future)
+
+    def _drop_empty(self, queue: str) -> None:
+        line = self._lines[queue]
+        if not line.waiting and not line.woken:
+            del self._lines[queue]
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

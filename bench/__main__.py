@@ -1,0 +1,91 @@
+"""`python -m raftq.bench load | failover | steady`: what `make bench`, `make failover` and `make steady` run.
+
+Prints each step, then each bar with its verdict; writes the JSON and the page. The exit code is 0 whether bars are met
+or not: a figure that falls short is a result. It is 1 when the cluster failed, since then there is no figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from raftq.bench import cluster, failover, load, measure, page, scenarios, steady
+from raftq.bench.bars import Bar
+from raftq.bench.report import Report, save
+
+#: What a benchmark gives: its outcome, its bars, and the outcome as Markdown.
+Measured = tuple[Any, list[Bar], str]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    measure.require_linux()
+    load.require_wrk()
+    options.data.mkdir(parents=True, exist_ok=True)
+    try:
+        outcome, bars, body = options.benchmark(options)
+    except (cluster.ClusterFailed, load.LoadFailed) as error:
+        print(f"no figures: {error}", file=sys.stderr)
+        return 1
+    machine = measure.machine(options.data)
+    report = Report(options.name, command(options), datetime.date.today(), machine, outcome, bars, body)
+    file = save(report, options.results, options.page)
+    print(report.as_markdown(), "", *bars, f"\nwritten: {file} and {options.page}", sep="\n")
+    return 0
+
+
+def measured_load(options: argparse.Namespace) -> Measured:
+    outcome = scenarios.run(options.data, seconds=options.seconds, rounds=options.rounds, say=say)
+    return outcome, outcome.bars, page.body(outcome)
+
+
+def measured_failover(options: argparse.Namespace) -> Measured:
+    outcome, bars = failover.run(options.data, rounds=options.rounds, say=say)
+    return outcome, bars, failover.body(outcome)
+
+
+def measured_steady(options: argparse.Namespace) -> Measured:
+    outcome, bars = steady.run(options.data, seconds=round(options.minutes * 60), say=say)
+    return outcome, bars, steady.body(outcome)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m raftq.bench", description=__doc__)
+    commands = top.add_subparsers(required=True, dest="command")
+    one = _command(commands, "load", "rates, latencies, fsyncs, CPU, memory, disk", measured_load)
+    one.add_argument("--seconds", type=int, default=5, help="of each measurement")
+    one.add_argument("--rounds", type=int, default=3, help="of echo and single POSTs in turn")
+    two = _command(commands, "failover", "time without an acknowledged enqueue", measured_failover)
+    two.add_argument("--rounds", type=int, default=20)
+    three = _command(commands, "steady", "elections at full load without a fault", measured_steady)
+    three.add_argument("--minutes", type=float, default=10.0)
+    return top
+
+
+def _command(commands: Any, name: str, about: str, benchmark: Callable[..., Measured]) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about)
+    command.set_defaults(benchmark=benchmark)
+    command.add_argument("--name", default=name, help="of the results' file and the page's section")
+    command.add_argument("--data", type=Path, default=Path("data"), help="where clusters live while they are measured")
+    command.add_argument("--results", type=Path, default=Path("bench/results"))
+    command.add_argument("--page", type=Path, default=Path("docs/results.md"))
+    return command
+
+
+def command(options: argparse.Namespace) -> str:
+    """What made these figures, to be typed again."""
+    values = {name: getattr(options, name) for name in ("seconds", "rounds", "minutes") if hasattr(options, name)}
+    flags = " ".join(f"--{name} {value}" for name, value in values.items())
+    return f"python -m raftq.bench {options.command} {flags}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

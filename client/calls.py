@@ -1,0 +1,178 @@
+"""One operation, carried to its end over lost connections, leader changes and refusals for the moment.
+
+The rule of retries: what certainly was not applied is tried again until the deadline. What may have been is tried again
+only when repeating is safe (`Call.repeatable`: it carries a request id, or doing it twice is doing it once); otherwise
+OutcomeUnknown is raised at once. After an attempt that may have been applied nothing but success proves anything: what
+remains at the deadline, and even a refusal, is OutcomeUnknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from typing import Any, NamedTuple, NoReturn
+
+import msgspec
+
+from raftq.client.discovery import Discovery, origin
+from raftq.client.errors import NotFound, OutcomeUnknown, Refused, Unavailable
+from raftq.client.models import Cluster
+from raftq.client.transport import Answer, Exchange, Lost, NotSent, Transport
+
+MSGPACK = "application/msgpack"
+
+
+class Patience(msgspec.Struct, frozen=True, kw_only=True):
+    """How long to go on.
+
+    timeout_seconds: an operation in all, retries included; a long poll's wait comes on top.
+    attempt_seconds: one exchange; longer than a busy node takes, shorter than you want to wait for a frozen one.
+    first_delay_seconds, max_delay_seconds: between attempts, doubled each time, with jitter.
+    """
+
+    timeout_seconds: float = 30.0
+    attempt_seconds: float = 5.0
+    look_seconds: float = 1.0
+    first_delay_seconds: float = 0.02
+    max_delay_seconds: float = 1.0
+
+    def delays(self) -> Iterator[float]:
+        delay = self.first_delay_seconds
+        while True:
+            yield delay * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+            delay = min(delay * 2, self.max_delay_seconds)
+
+
+class Call(NamedTuple):
+    method: str
+    path: str
+    body: bytes | None = None
+    #: Applying it twice is as good as once.
+    repeatable: bool = False
+    #: How long the node may hold the answer back (long poll).
+    wait_seconds: float = 0.0
+    timeout_seconds: float | None = None
+
+    @property
+    def reads(self) -> bool:
+        return self.method == "GET"
+
+
+class Trouble(NamedTuple):
+    """Why an attempt brought no answer."""
+
+    why: str
+    #: It may have been applied all the same.
+    maybe: bool
+    #: The URL of the leader, as the node that was asked knows it.
+    leader: str | None = None
+    after_seconds: float = 0.0
+
+
+class Caller:
+    def __init__(self, seeds: list[str], transport: Transport, patience: Patience, namespace: str) -> None:
+        self.patience = patience
+        self.discovery = Discovery(seeds, self._look)
+        self._transport = transport
+        self._headers = {"Accept": MSGPACK, "Raftq-Namespace": namespace}
+        self._body_headers = {**self._headers, "Content-Type": MSGPACK}
+
+    async def call(self, call: Call) -> bytes:
+        """The body of the successful answer. Raises Refused, Unavailable or OutcomeUnknown."""
+        deadline = _now() + call.wait_seconds + (call.timeout_seconds or self.patience.timeout_seconds)
+        maybe = False
+        for attempt, delay in enumerate(self.patience.delays()):
+            url = self.discovery.choose()
+            outcome = await self._attempt(call, url, deadline)
+            if isinstance(outcome, Answer):
+                return outcome.body
+            if isinstance(outcome, Refused):
+                _raise_refusal(outcome, maybe)
+            maybe = maybe or (outcome.maybe and not call.reads)
+            self._give_up_if_due(call, outcome, maybe, deadline)
+            if outcome.leader is not None:
+                self.discovery.redirected(outcome.leader)
+            else:
+                self.discovery.failed(url)
+                await self.discovery.refresh()
+            # The first redirect is followed at once; later ones may be two nodes that name each other.
+            if attempt or outcome.leader is None:
+                await asyncio.sleep(max(0.0, min(max(delay, outcome.after_seconds), deadline - _now())))
+        raise AssertionError("delays never end")
+
+    async def _attempt(self, call: Call, url: str, deadline: float) -> Answer | Refused | Trouble:
+        timeout = min(self.patience.attempt_seconds + call.wait_seconds, max(deadline - _now(), 0.001))
+        headers = self._headers if call.body is None else self._body_headers
+        try:
+            answer = await self._transport.send(Exchange(call.method, url + call.path, headers, call.body, timeout))
+        except NotSent as error:
+            return Trouble(str(error), maybe=False)
+        except Lost as error:
+            return Trouble(f"{url}: {error}", maybe=True)
+        return _judge(answer, url)
+
+    def _give_up_if_due(self, call: Call, trouble: Trouble, maybe: bool, deadline: float) -> None:
+        if maybe and not call.repeatable:
+            raise OutcomeUnknown(f"the answer was lost, it may have happened or not ({trouble.why})")
+        if _now() >= deadline:
+            if maybe:
+                raise OutcomeUnknown(f"it may have happened or not: no answer in time ({trouble.why})")
+            raise Unavailable(f"no node could take it in time ({trouble.why})")
+
+    async def _look(self, url: str) -> Cluster | None:
+        exchange = Exchange("GET", url + "/v1/cluster", self._headers, None, self.patience.look_seconds)
+        try:
+            answer = await self._transport.send(exchange)
+            return msgspec.msgpack.decode(answer.body, type=Cluster) if answer.status == 200 else None
+        except (NotSent, Lost, msgspec.DecodeError):
+            return None
+
+
+def _judge(answer: Answer, url: str) -> Answer | Refused | Trouble:
+    if answer.status < 300:
+        return answer
+    if answer.status in (307, 308):
+        return Trouble(f"{url} does not lead", maybe=False, leader=_location(answer))
+    problem = _problem(answer)
+    why = f"{url} answered {answer.status}: {problem.get('detail') or problem.get('title') or ''}".rstrip(": ")
+    if answer.status == 429:
+        return Trouble(why, maybe=False, after_seconds=_retry_after(answer))
+    if answer.status >= 500 and answer.status != 507:
+        return Trouble(why, maybe=problem.get("applied") != "no")
+    return (NotFound if answer.status == 404 else Refused)(answer.status, problem)
+
+
+def _problem(answer: Answer) -> dict[str, Any]:
+    """The problem document, whatever of it can be read: another program may answer at that address."""
+    kind = answer.headers.get("Content-Type", "")
+    decode = msgspec.msgpack.decode if "msgpack" in kind else msgspec.json.decode
+    try:
+        document = decode(answer.body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _location(answer: Answer) -> str | None:
+    try:
+        return origin(answer.headers.get("Location", ""))
+    except ValueError:
+        return None
+
+
+def _retry_after(answer: Answer) -> float:
+    try:
+        return float(answer.headers.get("Retry-After", 0))
+    except ValueError:
+        return 0.0
+
+
+def _raise_refusal(refused: Refused, maybe: bool) -> NoReturn:
+    if maybe:
+        raise OutcomeUnknown(f"it may have happened or not: an answer was lost, then: {refused}") from refused
+    raise refused
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

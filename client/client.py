@@ -1,0 +1,189 @@
+"""`AsyncClient`: every operation of the HTTP API as one coroutine, typed.
+
+It owns what an operation is (its path, its body, whether repeating it is safe) and leaves how it is carried to
+`raftq.client.calls`. Every change carries a request id unless told otherwise, so a retry never doubles.
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from raftq.client.calls import Call, Caller, Patience
+from raftq.client.errors import NotFound, OutcomeUnknown
+from raftq.client.models import Cluster, Enqueued, Leased, LeasedMessage, Message, NewMessage, Page, Results, Settled
+from raftq.client.transport import AiohttpTransport, Transport
+
+T = TypeVar("T")
+
+
+class Fresh(enum.Enum):
+    """As a request id: make a new one. With None, none is sent, and a lost answer raises OutcomeUnknown at once."""
+
+    FRESH = enum.auto()
+
+
+FRESH: Final = Fresh.FRESH
+RequestId = str | None | Fresh
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class AsyncClient:
+    """A client of one cluster.
+
+    urls: one node, or several; the rest and the leader are found from any of them.
+    All operations raise Refused, Unavailable or OutcomeUnknown (`raftq.client.errors`).
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str],
+        *,
+        namespace: str = "default",
+        patience: Patience | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        self._transport = transport or AiohttpTransport()
+        seeds = [urls] if isinstance(urls, str) else list(urls)
+        self._caller = Caller(seeds, self._transport, patience or Patience(), namespace)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._transport.close()
+
+    async def enqueue(
+        self,
+        queue: str,
+        messages: Sequence[NewMessage],
+        *,
+        request_id: RequestId = FRESH,
+        request_seconds: float | None = None,
+    ) -> Enqueued:
+        """Enqueue all of `messages`, in their order, or none.
+
+        request_seconds: how long the node keeps the first answer for retries; None takes its default.
+        """
+        body = {"messages": messages, **_request(request_id, request_seconds)}
+        return await self._post(_queue(queue, "/messages"), body, Enqueued)
+
+    async def lease(
+        self,
+        queue: str,
+        *,
+        max: int = 1,  # noqa: A002 - the word of the API
+        lease_seconds: float | None = None,
+        wait_seconds: float = 0.0,
+        request_id: RequestId = FRESH,
+        request_seconds: float | None = None,
+    ) -> list[LeasedMessage]:
+        """Up to `max` messages, waiting up to `wait_seconds` for the first; none when there was none."""
+        body = {"max": max, "wait_seconds": wait_seconds, **_request(request_id, request_seconds)}
+        if lease_seconds is not None:
+            body["lease_seconds"] = lease_seconds
+        leased = await self._post(_queue(queue, "/lease"), body, Leased, wait_seconds=wait_seconds)
+        return leased.messages
+
+    async def ack(self, queue: str, receipts: Sequence[str], **request: Any) -> list[Settled]:
+        """The messages are done with. Takes `request_id` and `request_seconds` as `enqueue` does."""
+        return await self._settle(queue, "/ack", receipts, {}, **request)
+
+    async def nack(
+        self, queue: str, receipts: Sequence[str], *, delay_seconds: float | None = None, **request: Any
+    ) -> list[Settled]:
+        """The messages failed: they come back after the delay, or after the queue's own."""
+        extra = {} if delay_seconds is None else {"delay_seconds": delay_seconds}
+        return await self._settle(queue, "/nack", receipts, extra, **request)
+
+    async def release(self, queue: str, receipts: Sequence[str], **request: Any) -> list[Settled]:
+        """The messages go back as they came; no failure is counted."""
+        return await self._settle(queue, "/release", receipts, {}, **request)
+
+    async def extend(
+        self, queue: str, receipts: Sequence[str], *, lease_seconds: float | None = None, **request: Any
+    ) -> list[Settled]:
+        """The messages' lease ends `lease_seconds` from now."""
+        extra = {} if lease_seconds is None else {"lease_seconds": lease_seconds}
+        return await self._settle(queue, "/extend", receipts, extra, **request)
+
+    async def peek(self, queue: str, *, state: str = "ready", limit: int = 100, cursor: str | None = None) -> Page:
+        """A page of the queue's messages, without a lease. Give `Page.cursor` to get the next."""
+        query = {"state": state, "limit": limit} | ({} if cursor is None else {"cursor": cursor})
+        return await self._get(_queue(queue, f"/messages?{urlencode(query)}"), Page)
+
+    async def message(self, queue: str, message_id: str) -> Message:
+        """Raises NotFound."""
+        return await self._get(_queue(queue, f"/messages/{quote(message_id, safe='')}"), Message)
+
+    async def stats(self, queue: str | None = None) -> dict[str, Any]:
+        """Counts of one queue, or of all."""
+        return await self._get("/v1/stats" if queue is None else _queue(queue, "/stats"), dict[str, Any])
+
+    async def define_queue(self, queue: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Create the queue, or give it these settings: the answer is what it has then."""
+        call = Call("PUT", _queue(queue), _encode(dict(settings or {})), repeatable=True)
+        return _decode(await self._caller.call(call), dict[str, Any])
+
+    async def delete_queue(self, queue: str) -> None:
+        """Remove the queue and its messages. Raises NotFound, unless an attempt before may be what removed it."""
+        try:
+            await self._caller.call(Call("DELETE", _queue(queue), repeatable=True))
+        except OutcomeUnknown as error:
+            if not isinstance(error.__cause__, NotFound):
+                raise
+
+    async def cluster(self) -> Cluster:
+        return await self._get("/v1/cluster", Cluster)
+
+    async def _settle(
+        self,
+        queue: str,
+        verb: str,
+        receipts: Sequence[str],
+        extra: dict[str, Any],
+        *,
+        request_id: RequestId = FRESH,
+        request_seconds: float | None = None,
+    ) -> list[Settled]:
+        body = {"receipts": receipts, **extra, **_request(request_id, request_seconds)}
+        return (await self._post(_queue(queue, verb), body, Results)).results
+
+    async def _post(self, path: str, body: dict[str, Any], kind: type[T], *, wait_seconds: float = 0.0) -> T:
+        repeatable = "request_id" in body
+        call = Call("POST", path, _encode(body), repeatable=repeatable, wait_seconds=wait_seconds)
+        return _decode(await self._caller.call(call), kind)
+
+    async def _get(self, path: str, kind: type[T]) -> T:
+        return _decode(await self._caller.call(Call("GET", path, repeatable=True)), kind)
+
+
+def _queue(queue: str, rest: str = "") -> str:
+    return f"/v1/queues/{quote(queue, safe='')}{rest}"
+
+
+def _request(request_id: RequestId, request_seconds: float | None) -> dict[str, Any]:
+    if request_id is None:
+        return {}
+    request: dict[str, Any] = {"request_id": secrets.token_hex(16) if request_id is FRESH else request_id}
+    return request if request_seconds is None else {**request, "request_seconds": request_seconds}
+
+
+def _decode(data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        # A node said yes to something: only what it said is not understood.
+        raise OutcomeUnknown(f"the answer is not one of raftq: {error}") from error

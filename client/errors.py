@@ -1,0 +1,60 @@
+"""What the client raises.
+
+RaftqError
+├── NotApplied              it certainly did not happen
+│   ├── Refused             a node said no, and why: status, type, title, detail, fields
+│   │   └── NotFound        there is no such queue or message
+│   └── Unavailable         no node could take it before the deadline
+├── OutcomeUnknown          it may have happened, or not: ask again with the same request id
+└── FileRefused             moving a file needs a person to decide something first; no line was lost by stopping
+    └── FileInUse           another process moves the same file
+
+An outcome is told as it is: what may have happened is never raised as NotApplied.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class RaftqError(Exception):
+    """Base of all that the client raises."""
+
+
+class NotApplied(RaftqError):
+    """It certainly did not happen."""
+
+
+class Refused(NotApplied):
+    """A node refused the request, and says why: the fields of its problem document (RFC 9457)."""
+
+    def __init__(self, status: int, problem: dict[str, Any]) -> None:
+        self.status = status
+        #: Stable name of the kind of problem.
+        self.type = str(problem.get("type", "about:blank"))
+        self.title = str(problem.get("title", f"HTTP {status}"))
+        #: What to do.
+        self.detail = str(problem.get("detail", ""))
+        #: The whole document, extensions included.
+        self.fields = problem
+        super().__init__(f"{self.title}: {self.detail}" if self.detail else self.title)
+
+
+class NotFound(Refused):
+    """There is no such queue or message."""
+
+
+class Unavailable(NotApplied):
+    """No node could take the request before the deadline. It did not happen; try again later."""
+
+
+class OutcomeUnknown(RaftqError):
+    """The answer was lost: it may have happened, or not. Repeating it with the same request id is safe."""
+
+
+class FileRefused(RaftqError):
+    """Moving the file cannot go on until a person decides. Nothing was lost by stopping."""
+
+
+class FileInUse(FileRefused):
+    """Another process moves the same file."""

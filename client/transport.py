@@ -1,0 +1,78 @@
+"""One HTTP exchange with one node, and nothing more: no retry, no redirect, no idea of a leader.
+
+What went wrong is told in the only terms that matter above: `NotSent` (the node cannot have seen the request) or `Lost`
+(it may have). Whatever is not certainly the first is the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import aiohttp
+
+
+class NotSent(Exception):
+    """The node was not reached: the request cannot have been applied."""
+
+
+class Lost(Exception):
+    """The request left and no whole answer came back."""
+
+
+class Exchange(NamedTuple):
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: bytes | None
+    timeout_seconds: float
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Transport(Protocol):
+    async def send(self, exchange: Exchange) -> Answer:
+        """Raises NotSent or Lost."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class AiohttpTransport:
+    """A pool of connections; it opens its session at the first exchange, in the loop that runs then."""
+
+    def __init__(self, *, connect_seconds: float = 2.0) -> None:
+        self._connect_seconds = connect_seconds
+        self._session: aiohttp.ClientSession | None = None
+
+    async def send(self, exchange: Exchange) -> Answer:
+        timeout = aiohttp.ClientTimeout(total=exchange.timeout_seconds, sock_connect=self._connect_seconds)
+        try:
+            async with self._opened().request(
+                exchange.method,
+                exchange.url,
+                data=exchange.body,
+                headers=exchange.headers,
+                timeout=timeout,
+                allow_redirects=False,
+            ) as response:
+                return Answer(response.status, response.headers, await response.read())
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
+            raise NotSent(str(error)) from error
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Lost(str(error) or type(error).__name__) from error
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            # Unlimited: who waits for a connection in the pool would have its timeout run before it was sent.
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        return self._session
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()

@@ -1,0 +1,214 @@
+"""A cluster of real `raftq node` processes on this machine: the children of the process that holds a `LocalCluster`.
+
+One process at a time runs the cluster of a folder; a lock sees to that. `cluster.json` tells everyone else what runs
+where. Nothing here restarts a node by itself.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from raftq.node import folder_lock, local_ports, node_process, probe
+from raftq.node.cluster_file import ClusterFile, LocalClusterState, LocalNode
+from raftq.node.exits import Exit, Fatal
+from raftq.node.folder_lock import FolderInUse, FolderLock
+from raftq.node.waiting import wait_until
+
+FIRST_PORT = 7701
+#: The peers' port of a node is its API port and this.
+PEER_PORTS = 1000
+
+
+class Ended(NamedTuple):
+    node: str
+    #: The exit code, or the number of the signal that ended it, negative.
+    code: int
+    last_line: str
+
+
+class LocalCluster:
+    def __init__(
+        self, folder: Path, *, size: int | None = None, port: int | None = None, flags: Sequence[str] = ()
+    ) -> None:
+        """Takes the folder and the cluster in it; else makes one of `size` nodes (3), its API ports from `port` on.
+        Starts nothing yet. `flags` are added to each `raftq node`. Raises Fatal."""
+        self.folder = folder.absolute()
+        self.file = ClusterFile(self.folder)
+        self._lock = _take(self.folder)
+        self._flags = flags
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        try:
+            self._open(size, port)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @property
+    def nodes(self) -> list[LocalNode]:
+        return self._state().nodes
+
+    @property
+    def running(self) -> list[str]:
+        return sorted(self._processes)
+
+    def url(self, node_id: str) -> str:
+        return self._state().node(node_id).api_url
+
+    def pid(self, node_id: str) -> int:
+        return self._processes[node_id].pid
+
+    def start_all(self, seconds: float = 20.0) -> None:
+        """Raises Fatal when a port is taken, TimeoutError when a node of an earlier run does not end."""
+        for node in self.nodes:
+            self._wait_for_folder(node, seconds)
+        for node in self.nodes:
+            _check_ports(node)
+        for node in self.nodes:
+            self.start(node.id)
+
+    def start(self, node_id: str) -> None:
+        """Starts a node that does not run."""
+        assert node_id not in self._processes, f"{node_id} runs"
+        state = self._state()
+        process = node_process.spawn(state, state.node(node_id), self._flags)
+        self._processes[node_id] = process
+        self._record(node_id, process.pid)
+
+    def signal(self, node_id: str, number: signal.Signals) -> None:
+        """SIGSTOP, SIGCONT, SIGTERM, ..."""
+        self._processes[node_id].send_signal(number)
+
+    def kill(self, node_id: str) -> None:
+        """SIGKILL. It is gone when this returns."""
+        self._processes[node_id].kill()
+        self._reap(node_id)
+
+    def keep_down(self, node_id: str) -> None:
+        """Note of a node that ended that nobody is to start it unasked."""
+        with self.file.change() as state:
+            state.node(node_id).kept_down = True
+
+    def ended(self) -> list[Ended]:
+        """The nodes that ended by themselves, or by the hand of others, since this was last asked."""
+        dead = [node_id for node_id, process in self._processes.items() if process.poll() is not None]
+        state = self._state()
+        return [Ended(node_id, self._reap(node_id), node_process.last_line(state.node(node_id))) for node_id in dead]
+
+    def stop(self, seconds: float = 10.0) -> list[str]:
+        """SIGTERM to all, SIGKILL to those that have not ended within `seconds`; these are returned."""
+        for process in self._processes.values():
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGCONT)  # one that was paused could not end
+        end = time.monotonic() + seconds
+        return [node_id for node_id in self.running if self._await_end(node_id, end - time.monotonic())]
+
+    def close(self, seconds: float = 10.0) -> list[str]:
+        """Stops what runs, and lets go of the folder."""
+        late = self.stop(seconds)
+        self._lock.release()
+        return late
+
+    def leader(self) -> str | None:
+        """The leader, when every running node names the same one and that one runs."""
+        answers = [probe.cluster(self.url(node_id)) for node_id in self.running]
+        leaders = {answer["leader"] if answer else None for answer in answers}
+        return next((leader for leader in leaders if len(leaders) == 1 and leader in self._processes), None)
+
+    def wait_ready(self, seconds: float = 20.0) -> str:
+        """The leader, as soon as every running node knows it. Raises Fatal when a node ends, or none is in time."""
+        try:
+            return wait_until(self._leader_or_ended, seconds, "a leader that every node knows")
+        except TimeoutError as error:
+            raise Fatal(Exit.NOT_READY, f"the cluster in {self.folder} is not ready: {error}") from error
+
+    def _leader_or_ended(self) -> str | None:
+        for ended in self.ended():
+            raise Fatal(Exit.NOT_READY, f"{ended.node} ended: {ended.last_line}")
+        return self.leader()
+
+    def _open(self, size: int | None, port: int | None) -> None:
+        state = self.file.read()
+        if state is None:
+            self.file.create(_new_state(self.folder, size or 3, FIRST_PORT if port is None else port))
+            return
+        first = local_ports.of(state.nodes[0].api_url)
+        if size not in (None, len(state.nodes)):
+            raise Fatal(Exit.CONFIG, f"the cluster in {self.folder} has {len(state.nodes)} nodes: leave out --nodes")
+        if port not in (None, first):
+            raise Fatal(Exit.CONFIG, f"the cluster in {self.folder} has its ports from {first}: leave out --port")
+        with self.file.change() as state:
+            for node in state.nodes:  # the folder may have been moved since
+                node.pid, node.kept_down = None, False
+                node.data, node.log = str(self.folder / node.id), str(self.folder / f"{node.id}.log")
+
+    def _state(self) -> LocalClusterState:
+        state = self.file.read()
+        assert state is not None, f"{self.file.path} is gone"
+        return state
+
+    def _wait_for_folder(self, node: LocalNode, seconds: float) -> None:
+        """A supervisor that was killed leaves nodes that are about to end."""
+        wait_until(lambda: not folder_lock.is_held(Path(node.data)), seconds, f"{node.id} of an earlier run to end")
+
+    def _await_end(self, node_id: str, seconds: float) -> bool:
+        """Whether it had to be killed."""
+        try:
+            self._processes[node_id].wait(max(0.0, seconds))
+            late = False
+        except subprocess.TimeoutExpired:
+            self._processes[node_id].kill()
+            late = True
+        self._reap(node_id)
+        return late
+
+    def _reap(self, node_id: str) -> int:
+        process = self._processes.pop(node_id)
+        code = process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
+        self._record(node_id, None)
+        return code
+
+    def _record(self, node_id: str, pid: int | None) -> None:
+        with self.file.change() as state:
+            state.node(node_id).pid = pid
+
+
+def _take(folder: Path) -> FolderLock:
+    try:
+        return FolderLock(folder)
+    except FolderInUse as error:
+        raise Fatal(
+            Exit.FOLDER_IN_USE, f"{error} already runs a cluster on {folder}: stop it, or use another --data"
+        ) from error
+    except OSError as error:
+        raise Fatal(Exit.CONFIG, f"cannot use the folder {folder}: {error.strerror}") from error
+
+
+def _new_state(folder: Path, size: int, port: int) -> LocalClusterState:
+    return LocalClusterState(
+        f"local-{uuid.uuid4().hex[:8]}", [_new_node(folder, number, port) for number in range(size)]
+    )
+
+
+def _new_node(folder: Path, number: int, port: int) -> LocalNode:
+    name, api = f"n{number + 1}", port + number
+    peer = f"{local_ports.HOST}:{api + PEER_PORTS}"
+    return LocalNode(
+        name, f"http://{local_ports.HOST}:{api}", peer, None, str(folder / name), str(folder / f"{name}.log")
+    )
+
+
+def _check_ports(node: LocalNode) -> None:
+    for address, what in ((node.api_url, "its API"), (node.peer_address, "its peers")):
+        if local_ports.is_taken(port := local_ports.of(address)):
+            hint = "stop that, or start a cluster elsewhere with --data and --port"
+            raise Fatal(
+                Exit.PORT_TAKEN, f"port {port}, which {node.id} needs for {what}, is taken by another program: {hint}"
+            )

@@ -1,0 +1,46 @@
+"""One HTTP request to a node, with the standard library alone and without following redirects."""
+
+from __future__ import annotations
+
+import http.client
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+
+
+class Answer(NamedTuple):
+    status: int
+    #: The URL of a redirect.
+    location: str | None
+    text: str
+
+    def json(self) -> Any:
+        """Raises msgspec.DecodeError."""
+        return msgspec.json.decode(self.text)
+
+
+def ask(method: str, url: str, body: str | None = None, *, seconds: float = 1.0) -> Answer:
+    """What `curl -X method --json body url` gets. Raises OSError when no whole answer comes, each step in `seconds`."""
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=seconds)
+    try:
+        headers = {} if body is None else {"Content-Type": "application/json", "Accept": "application/json"}
+        content = None if body is None else body.encode()
+        connection.request(method, f"{parts.path}?{parts.query}".rstrip("?"), content, headers)
+        response = connection.getresponse()
+        return Answer(response.status, response.getheader("Location"), response.read().decode(errors="replace"))
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"{url} gave no whole answer: {error!r}") from error
+    finally:
+        connection.close()
+
+
+def cluster(api_url: str, *, seconds: float = 1.0) -> dict[str, Any] | None:
+    """What a node says of its cluster (GET /v1/cluster), None when it does not answer."""
+    try:
+        answer = ask("GET", f"{api_url}/v1/cluster", seconds=seconds)
+        return answer.json() if answer.status == 200 else None
+    except (OSError, msgspec.DecodeError):
+        return None

@@ -1,0 +1,138 @@
+"""The process around a node: logs, event loop, signals, and the end with an exit code and one line."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import shutil
+import signal
+import sys
+from typing import Any
+
+import structlog
+import uvloop
+
+from raftq.node import doctor, identity, listening, logs
+from raftq.node.config import Config
+from raftq.node.exits import Exit, Fatal
+from raftq.node.node import Node
+from raftq.storage.environment import (
+    Environment,
+    EnvironmentBusy,
+    EnvironmentDamaged,
+    EnvironmentUnusable,
+    StorageFailed,
+)
+from raftq.storage.machine.commands import UnknownCommand
+
+#: Seconds a thread may keep the interpreter: 5 ms, the default, is ten times a whole cycle.
+SWITCH_SECONDS = 0.0005
+
+#: With less than this free a disk counts as full: a commit may need as much.
+FREE_BYTES_MIN = 1 << 20
+
+_log = structlog.get_logger("raftq.node")
+
+
+def run(config: Config, *, until_stdin_closes: bool) -> int:
+    """Runs the node until it is told to stop; the exit code."""
+    logs.setup(config.log_level, config.log_format, config.node_id)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(config, until_stdin_closes=until_stdin_closes))
+    except Exception as error:
+        return _ended(config, error)
+    _log.info("stopped")
+    return Exit.STOPPED
+
+
+async def _serve(config: Config, *, until_stdin_closes: bool) -> None:
+    files_max = doctor.raise_file_limit()
+    bound = listening.bind(config.api_listen, "api_listen")
+    environment = Environment(config.data)
+    me = identity.begin(environment, config.cluster_id, config.node_id)
+    node = Node(config, environment, me)
+    await node.start(bound)
+    _log.info("started", api=config.public_url, peers=config.peer_listen, data=str(config.data), start=me.boot)
+    for warning in doctor.warnings(config, environment, os.environ, files_max):
+        _log.warning(warning)
+    _settle_memory()
+    stop = _stop_wanted(watch_stdin=until_stdin_closes)
+    ends: list[asyncio.Future[Any]] = [stop, node.failed]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if node.failed.done():
+        raise node.failed.result()
+    _log.info("stopping", reason=stop.result())
+    await node.stop()
+    if node.failed.done():
+        raise node.failed.result()
+
+
+def _settle_memory() -> None:
+    """What start-up made stays: it is not looked at again by the collector, which runs rarely from here on, since the
+    hot paths make no cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
+def _stop_wanted(*, watch_stdin: bool) -> asyncio.Future[str]:
+    """Ends with the reason when the process is told to stop. A second signal ends it at once, as a crash would."""
+    loop = asyncio.get_running_loop()
+    wanted: asyncio.Future[str] = loop.create_future()
+
+    def on_signal(number: signal.Signals) -> None:
+        if wanted.done():
+            os._exit(128 + number)
+        wanted.set_result(number.name)
+
+    def on_stdin() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            if not wanted.done():
+                wanted.set_result("standard input closed")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    if watch_stdin:
+        loop.add_reader(0, on_stdin)
+    return wanted
+
+
+def _ended(config: Config, error: Exception) -> Exit:
+    """The exit code of what made the node fail, after one line that says it."""
+    code = _exit_of(config, error)
+    if code is Exit.UNEXPECTED:
+        _log.critical("this should not have happened: please report it", exit_code=int(code), exc_info=error)
+    else:
+        _log.critical(_line(config, error), exit_code=int(code))
+    return code
+
+
+def _line(config: Config, error: Exception) -> str:
+    """What went wrong; of the data, also in which folder."""
+    line, folder = str(error), str(config.data)
+    return line if isinstance(error, Fatal) or folder in line else f"{folder}: {line}"
+
+
+def _exit_of(config: Config, error: Exception) -> Exit:
+    match error:
+        case Fatal():
+            return error.code
+        case EnvironmentBusy():
+            return Exit.FOLDER_IN_USE
+        case EnvironmentDamaged() | UnknownCommand():
+            return Exit.DAMAGED
+        case EnvironmentUnusable():
+            return Exit.CONFIG
+        case StorageFailed():
+            return _exit_of_full_or_failing_disk(config)
+        case _:
+            return Exit.UNEXPECTED
+
+
+def _exit_of_full_or_failing_disk(config: Config) -> Exit:
+    """LMDB tells of a full disk as an input/output error when a write was cut short, so the disk itself is asked."""
+    return Exit.DISK_FULL if shutil.disk_usage(config.data).free < FREE_BYTES_MIN else Exit.COMMIT_FAILED

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+from aiohttp import web
+
+from raftq.replication.shard import DiskReserve, NotLeader, OutcomeUnknown, Overloaded, ShardError, Stopping
+from tests.api.conftest import Client, Serve
+from tests.api.test_leases import Raw, until
+
+MESSAGES = "/v1/queues/jobs/messages"
+PROXY = {"Raftq-Forward": "proxy"}
+
+
+@pytest.fixture
+async def pair(serve: Serve) -> tuple[Client, Client]:
+    """A follower, and the leader that it knows."""
+    follower, leader = await serve(), await serve()
+    follower.node.follow(leader.node.url)
+    return follower, leader
+
+
+async def test_a_follower_redirects_with_path_and_query(pair: tuple[Client, Client]) -> None:
+    follower, leader = pair
+    for method, path in (
+        ("POST", MESSAGES),
+        ("GET", f"{MESSAGES}?limit=5&state=ready"),
+        ("PUT", "/v1/queues/a%2Fb"),
+        ("GET", "/v1/stats"),
+        ("GET", "/v1/cluster/digest"),
+    ):
+        reply = await follower(method, path)
+        assert (reply.status, reply.headers["Location"]) == (307, leader.node.url + path)
+        assert reply.json["type"] == "https://raftq.dev/problems/not-leader"
+
+
+async def test_what_a_follower_answers_itself(pair: tuple[Client, Client]) -> None:
+    follower, _ = pair
+    for path in ("/v1/queues?consistency=stale", "/v1/stats?consistency=stale", "/v1/cluster", "/metrics", "/readyz"):
+        assert (await follower("GET", path)).status == 200, path
+
+
+async def test_a_follower_proxies_for_those_that_cannot_follow(pair: tuple[Client, Client]) -> None:
+    follower, leader = pair
+    for headers in (PROXY, {"Authorization": "Bearer x"}):
+        reply = await follower("POST", MESSAGES, {"body": "x" * 900_000}, headers=headers)
+        assert (reply.status, reply.headers["Content-Type"]) == (201, "application/json")
+    large = {"messages": [{"body": "x" * 900_000}] * 5}
+    assert (await follower("POST", MESSAGES, large, headers=PROXY)).status == 201
+    assert (await follower("POST", "/q/jobs", data=b"hello")).status == 201
+    assert (await follower("GET", "/v1/queues/jobs/stats", headers=PROXY)).json["ready"] == 8
+    assert (await follower("GET", "/v1/queues/none", headers=PROXY)).status == 404
+    assert len(await leader.lease(max=7)) == 7
+    taken = await follower("GET", "/q/jobs?lease=5")
+    assert (taken.data, taken.headers["Raftq-Receipt"].count(".")) == (b"hello", 2)
+    assert (await follower("POST", f"/q/jobs/ack/{taken.headers['Raftq-Receipt']}")).data == b"done\n"
+
+
+async def test_a_forwarded_request_is_never_forwarded_again(serve: Serve) -> None:
+    one, other = await serve(), await serve()
+    one.node.follow(other.node.url)
+    other.node.follow(one.node.url)
+    reply = await one("POST", MESSAGES, {"body": 1}, headers=PROXY)
+    assert (reply.status, reply.json["type"]) == (503, "https://raftq.dev/problems/no-leader")
+    assert (reply.json["applied"], reply.headers["Retry-After"]) == ("no", "1")
+
+
+async def test_without_a_known_leader_there_is_503(client: Client) -> None:
+    client.node.follow(None)
+    for path in (MESSAGES, "/q/jobs"):
+        reply = await client("POST", path, data=b'{"body":1}')
+        assert (reply.status, reply.headers["Retry-After"]) == (503, "1")
+
+
+async def test_a_shard_that_was_deposed_unnoticed_redirects(client: Client) -> None:
+    client.node.believes = True
+    client.shard.refuse = NotLeader("n2")
+    client.node.url_of_leader = "http://127.0.0.1:1"
+    assert (await client("POST", MESSAGES, {"body": 1})).status == 307
+    assert (await client("POST", MESSAGES, {"body": 1}, headers=PROXY)).json["applied"] == "no"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "slug"),
+    [
+        (NotLeader(None), 503, "no-leader"),
+        (Overloaded(), 429, "overloaded"),
+        (DiskReserve(), 507, "disk-reserve"),
+        (Stopping(), 503, "stopping"),
+    ],
+)
+async def test_what_the_shard_refuses(client: Client, error: ShardError, status: int, slug: str) -> None:
+    client.shard.refuse = error
+    reply = await client("POST", MESSAGES, {"body": 1})
+    assert (reply.status, reply.json["type"]) == (status, f"https://raftq.dev/problems/{slug}")
+    assert reply.json["applied"] == "no"
+    assert int(reply.headers["Retry-After"]) > 0
+
+
+async def test_an_unknown_outcome_is_told_as_unknown(client: Client) -> None:
+    client.shard.unsure = OutcomeUnknown()
+    reply = await client("POST", MESSAGES, {"body": 1})
+    assert (reply.status, reply.json["applied"]) == (503, "unknown")
+
+
+async def test_a_leader_that_cannot_be_reached_applied_nothing(client: Client) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        client.node.follow(f"http://127.0.0.1:{unused.getsockname()[1]}")
+        reply = await client("POST", MESSAGES, {"body": 1}, headers=PROXY)
+    assert (reply.status, reply.json["applied"]) == (503, "no")
+
+
+async def test_a_leader_that_dies_after_sending_may_have_applied_it(client: Client) -> None:
+    seen = []
+
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.close()
+
+    server = await asyncio.start_server(die, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    client.node.follow(f"http://{host}:{port}")
+    for method, path, applied in (
+        ("POST", MESSAGES, "unknown"),
+        ("GET", "/q/jobs", "unknown"),
+        ("GET", "/v1/stats", "no"),
+    ):
+        seen.clear()
+        reply = await client(method, path, headers=PROXY)
+        assert (reply.status, reply.json["applied"]) == (503, applied)
+        if applied == "unknown":
+            assert len(seen) == 1, "what may take effect is sent once"
+    server.close()
+
+
+async def test_a_client_that_leaves_a_proxied_wait_leases_nothing(pair: tuple[Client, Client]) -> None:
+    follower, leader = pair
+    await leader("PUT", "/v1/queues/jobs", {})
+    raw = Raw(follower)
+    await raw.send("/q/jobs/take?wait=30&lease=10", {})
+    await until(leader.node.api.waiters.waiting)
+    await raw.vanish()
+    await until(lambda: not leader.node.api.waiters.waiting())
+
+
+async def test_headers_of_one_connection_are_not_passed_on(client: Client) -> None:
+    seen: list[web.BaseRequest] = []
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        seen.append(request)
+        return web.Response(status=429, headers={"Retry-After": "7", "Connection": "close"}, body=b"slow down")
+
+    server = await asyncio.get_running_loop().create_server(web.Server(handler), "127.0.0.1", 0)
+    client.node.follow(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    headers = PROXY | {"Accept": "application/msgpack", "Connection": "close, x", "TE": "trailers"}
+    reply = await client("POST", MESSAGES, {"body": 1}, headers=headers)
+    assert (reply.status, reply.data, reply.headers["Retry-After"]) == (429, b"slow down", "7")
+    [request] = seen
+    assert (request.headers["Accept"], request.headers["Raftq-Forwarded"]) == ("application/msgpack", "n1")
+    assert "TE" not in request.headers
+    server.close()

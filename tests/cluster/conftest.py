@@ -1,0 +1,46 @@
+"""Clusters of real processes on free ports, each in a folder of its own that pytest keeps for a while.
+
+A test that ends with a cluster whose log tells of a failure fails, whatever it asserted itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from raftq.node.local_cluster import PEER_PORTS, LocalCluster
+from raftq.node.local_ports import free_first
+
+NewCluster = Callable[..., LocalCluster]
+
+
+@pytest.fixture
+def new_cluster(tmp_path: Path) -> Iterator[NewCluster]:
+    """Makes a cluster, started and ready: `new_cluster(size=3, flags=["--log-level=debug"])`."""
+    made: list[LocalCluster] = []
+
+    def make(size: int = 3, flags: list[str] | None = None) -> LocalCluster:
+        folder = tmp_path / f"cluster{len(made) + 1}"
+        made.append(LocalCluster(folder, size=size, port=free_first(size, PEER_PORTS), flags=flags or []))
+        made[-1].start_all()
+        made[-1].wait_ready()
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.close(seconds=5)
+    assert [line for cluster in made for line in failures(cluster)] == []
+
+
+@pytest.fixture
+def cluster(new_cluster: NewCluster) -> LocalCluster:
+    """Three nodes, with a leader that all of them know."""
+    return new_cluster()
+
+
+def failures(cluster: LocalCluster) -> list[str]:
+    """What the nodes logged that should never be."""
+    lines = [line for node in cluster.nodes for line in Path(node.log).read_text().splitlines()]
+    return [line for line in lines if "level=critical" in line or "exception=" in line or "Traceback" in line]

@@ -1,0 +1,430 @@
+"""The state machine against a small obvious model, on real tables, with crashes.
+
+Goal: whatever is done, every reply, effect and view is the model's; and replicas that group entries into commits
+differently, and crash at any step, give the same replies and the same digest.
+
+Method: hypothesis draws commands. The first replica applies each at once, next to the model; the others get the entries
+as bytes, later. A crash drops a replica's memory: what was last committed is opened again, and the entries after it are
+applied again, with the same replies.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from raftq.storage.digest import digest
+from raftq.storage.environment import Environment, WriteBatch, u64
+from raftq.storage.machine import audit, commands, entries, model, packing
+from raftq.storage.machine.apply import Machine
+from raftq.storage.machine.commands import (
+    Ack,
+    Command,
+    DefineQueue,
+    DeleteQueue,
+    Enqueue,
+    Expire,
+    Extend,
+    Lease,
+    Nack,
+    Part,
+    QueueSettings,
+    Release,
+    Request,
+    Slots,
+    TakeDigest,
+)
+from raftq.storage.machine.entries import Clocks
+from raftq.storage.machine.ports import Meta
+from raftq.storage.machine.replies import Effect, Expired, Leased, Reply
+from raftq.storage.machine.views import Delivery, QueueInfo
+from raftq.storage.overlay import Overlay
+from raftq.storage.writer import Writer
+
+EXAMPLES = int(os.environ.get("RAFTQ_MODEL_EXAMPLES", "300"))
+
+Outcome = tuple[Reply, list[Effect]]
+
+
+class Replica:
+    """One machine over its own environment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        #: Index of the last entry applied.
+        self.applied = 0
+        self._committing = False
+        self._open()
+
+    def _open(self) -> None:
+        self._environment = Environment(self.folder, map_bytes=1 << 28)
+        self._writer = Writer(self._environment)
+        self.overlay = Overlay(self._environment)
+        self.machine = Machine(self.overlay)
+
+    def close(self) -> None:
+        self._writer.close()
+        self.overlay.close()
+        self._environment.close()
+
+    def crash(self) -> None:
+        """Lose the memory, and what is in the tables but not committed."""
+        self.close()
+        self._committing = False
+        self._open()
+        stored = self._environment.meta("applied")
+        self.applied = 0 if stored is None else int.from_bytes(stored, "big")
+
+    def apply(self, index: int, entry: bytes) -> list[Outcome]:
+        """As a follower does: all of an entry."""
+        clocks, encoded = entries.decode(entry)
+        outcomes = []
+        for position, data in enumerate(encoded):
+            meta = Meta(index, position, 1, clocks.lease_ms, clocks.wall_ms)
+            outcomes.append(self.machine.apply(meta, commands.decode(data)))
+        self.machine.end_entry(Meta(index, 0, 1, clocks.lease_ms, clocks.wall_ms))
+        self.applied = index
+        return outcomes
+
+    def commit(self) -> None:
+        """Write what was applied. The overlay learns of it later, as when a commit runs beside the loop."""
+        self.land()
+        batch = WriteBatch(meta={"applied": u64(self.applied)}, tables=self.overlay.take())
+        self._writer.write(batch)
+        self._committing = True
+
+    def land(self) -> None:
+        if self._committing:
+            self._committing = False
+            self.overlay.landed()
+
+    def digest(self) -> tuple[int, str]:
+        self.commit()
+        self.land()
+        return digest(self._environment)
+
+
+QUEUES = st.sampled_from(["default/a"] * 8 + ["default/b", "other/a"])
+BODY_BYTES = st.sampled_from([0, 1, 1, 7, 20, 300, 3_000, 5_000, 30_000])
+DURATIONS = st.sampled_from([1, 500, 1_000, 3_000])
+IDS = st.sampled_from(["x", "y", "zé", "w"])
+SETTINGS = st.builds(
+    QueueSettings,
+    lease_ms=DURATIONS,
+    delay_ms=st.sampled_from([0, 0, 0, 700]),
+    dedup_window_ms=st.sampled_from([0, 900, 300_000]),
+    paused=st.sampled_from([False, False, False, True]),
+)
+REQUESTS = st.one_of(st.none(), st.none(), st.builds(Request, IDS, st.sampled_from([1, 1_000, 60_000])))
+
+
+@st.composite
+def parts(draw: st.DrawFn) -> list[Part]:
+    """One to three parts; in half of the cases of one part nothing but a blob."""
+    counts = draw(st.lists(st.sampled_from([1, 1, 2, 3, 9]), min_size=1, max_size=3))
+    positions = draw(st.permutations(range(sum(counts))))
+    found = []
+    for count in counts:
+        size = draw(BODY_BYTES)
+        blob = packing.pack([packing.pack_message(bytes([at]) * size) for at in range(count)])
+        ids = draw(st.one_of(st.none(), st.lists(st.one_of(st.none(), IDS), min_size=count, max_size=count)))
+        mine, positions = positions[:count], positions[count:]
+        delay_ms = draw(st.sampled_from([0, 0, 0, None, 600, 2_000]))
+        priority = draw(st.sampled_from([0, 0, 0, 4, 9]))
+        found.append(Part(priority, delay_ms, blob, sorted(mine) if len(counts) > 1 else None, ids))
+    return found
+
+
+def small(body: bytes, count: int = 1) -> list[Part]:
+    return [Part(0, 0, packing.pack([packing.pack_message(body)] * count))]
+
+
+class MachineModel(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+        self.model = model.Model()
+        self.leader = Replica(self.folder / "leader")
+        self.followers = [Replica(self.folder / "one"), Replica(self.folder / "two")]
+        self.clocks = Clocks(1_000, 1_700_000_000_000)
+        #: The log: entry, outcomes of its commands.
+        self.log: list[tuple[bytes, list[Outcome]]] = []
+        self.open: list[bytes] = []
+        self.outcomes: list[Outcome] = []
+        #: (queue, queue number, lease id, slots) of every lease given.
+        self.leases: list[tuple[str, int, int, int]] = []
+
+    def teardown(self) -> None:
+        self.end_entry()
+        self.all_equal()
+        for replica in (self.leader, *self.followers):
+            replica.close()
+        shutil.rmtree(self.folder)
+
+    def meta(self) -> Meta:
+        return Meta(len(self.log) + 1, len(self.open), 1, *self.clocks)
+
+    def do(self, command: Command) -> Reply:
+        """Apply to the leader and the model, and compare."""
+        meta = self.meta()
+        reply, effects = self.leader.machine.apply(meta, commands.decode(commands.encode(command)))
+        expected, expected_effects = self.model.apply(meta, command)
+        if isinstance(expected, Expired) and self.remains_before:
+            assert isinstance(reply, Expired)
+            assert (reply.leases, reply.delays) == (expected.leases, expected.delays)
+        else:
+            assert reply == expected
+        assert sorted(effects, key=lambda effect: effect.queue) == expected_effects
+        if isinstance(reply, Leased):
+            self.same_deliveries(reply)
+        self.open.append(commands.encode(command))
+        self.outcomes.append((reply, effects))
+        return reply
+
+    def same_deliveries(self, leased: Leased) -> None:
+        expected = [
+            m and Delivery(m.priority, m.number, m.deliveries, m.failures, m.enqueued_at_ms, m.data)
+            for m in self.model.deliveries(leased)
+        ]
+        assert self.leader.machine.deliveries(leased) == expected
+
+    @property
+    def remains_before(self) -> bool:
+        """What deleted queues left is still being removed: how many steps that takes is not the model's concern."""
+        return self.leader.machine.next_due()[1] == 0 or self._remains
+
+    _remains = False
+
+    @rule(queue=QUEUES, parts=parts(), request=REQUESTS, auto_create=st.sampled_from([True, True, False]))
+    def enqueue(self, queue: str, parts: list[Part], request: Request | None, auto_create: bool) -> None:
+        self.do(Enqueue(queue, parts, request, auto_create))
+
+    @rule(queue=QUEUES, count=st.integers(1, 20), size=st.sampled_from([0, 10, 80, 80, 4_000]))
+    def enqueue_singles(self, queue: str, count: int, size: int) -> None:
+        """As many clients do at once: they are joined, up to a blob's size (16 of 4,000 bytes)."""
+        for _ in range(count):
+            self.do(Enqueue(queue, small(b"s" * size)))
+
+    @initialize(counts=st.lists(st.integers(1, 9), min_size=1, max_size=4), lease_ms=DURATIONS)
+    def some_are_leased(self, counts: list[int], lease_ms: int) -> None:
+        """Most is to be seen where something is leased."""
+        for count in counts:
+            self.do(Enqueue("default/a", small(b"first", count)))
+        self.end_entry()
+        self.lease("default/a", 3, lease_ms, None, 8 << 20, False)
+        self.lease("default/a", 5, lease_ms, None, 8 << 20, False)
+
+    @rule(
+        queue=QUEUES,
+        count=st.sampled_from([0, 1, 2, 2, 5, 5, 20, 1_000]),
+        lease_ms=st.one_of(st.none(), DURATIONS),
+        request=REQUESTS,
+        bytes_max=st.sampled_from([1, 300, 9_000, 8 << 20, 8 << 20]),
+        settle=st.sampled_from([False, False, False, False, True]),
+    )
+    def lease(
+        self, queue: str, count: int, lease_ms: int | None, request: Request | None, bytes_max: int, settle: bool
+    ) -> None:
+        reply = self.do(Lease(queue, count, lease_ms, request, bytes_max, settle))
+        if isinstance(reply, Leased) and reply.ranges:
+            slots = sum(taken.count for taken in reply.ranges)
+            self.leases.append((queue, reply.queue_number, reply.lease_id, slots))
+
+    def receipts(self, data: st.DataObject) -> tuple[str, int, list[Slots]]:
+        """Of one or two leases, mostly of the last ones: all slots, some, or some that there are not."""
+        queue, number, _, _ = data.draw(st.sampled_from(self.leases[-6:]))
+        alike = [lease for lease in self.leases[-12:] if lease[:2] == (queue, number)]
+        named = []
+        for _, _, lease_id, count in data.draw(st.lists(st.sampled_from(alike), min_size=1, max_size=2)):
+            some = st.lists(st.integers(-1, count), max_size=5)
+            slots = data.draw(st.one_of(st.just(list(range(count))), some, st.permutations(range(min(count, 9)))))
+            named.append(Slots(data.draw(st.sampled_from([lease_id] * 9 + [lease_id + 1, -1])), list(slots)))
+        return queue, data.draw(st.sampled_from([number] * 9 + [number + 1])), named
+
+    @rule(count=st.integers(1, 6))
+    def lease_plainly(self, count: int) -> None:
+        self.lease("default/a", count, None, None, 8 << 20, False)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), request=REQUESTS)
+    def ack(self, data: st.DataObject, request: Request | None) -> None:
+        self.do(Ack(*self.receipts(data), request))
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), request=REQUESTS)
+    def release(self, data: st.DataObject, request: Request | None) -> None:
+        self.do(Release(*self.receipts(data), request))
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), delay_ms=st.sampled_from([None, 0, 0, 500, 2_000]), request=REQUESTS)
+    def nack(self, data: st.DataObject, delay_ms: int | None, request: Request | None) -> None:
+        self.do(Nack(*self.receipts(data), delay_ms, request))
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), lease_ms=st.one_of(st.none(), DURATIONS), request=REQUESTS)
+    def extend(self, data: st.DataObject, lease_ms: int | None, request: Request | None) -> None:
+        self.do(Extend(*self.receipts(data), lease_ms, request))
+
+    @rule(limit=st.sampled_from([1, 2, 7, 1_000, 1_000]))
+    def expire(self, limit: int) -> None:
+        self._remains = self.remains_before
+        meta = self.meta()
+        if self._remains and self.model.due(meta):
+            limit = 1_000_000  # how much of a smaller limit the remains take is not the model's concern
+        self.do(Expire(limit))
+        self._remains = False
+
+    @rule(queue=QUEUES, settings=SETTINGS, what=st.sampled_from(["create", "create", "change", "delete"]))
+    def define_or_delete(self, queue: str, settings: QueueSettings, what: str) -> None:
+        if what == "delete":
+            self.do(DeleteQueue(queue))
+        else:
+            self.do(DefineQueue(queue, settings, what == "create"))
+
+    def take_digest(self) -> None:
+        """Alone in its entry."""
+        self.end_entry()
+        self.do(TakeDigest())
+        self.end_entry()
+        self.all_equal()
+
+    @rule(lease_ms=st.sampled_from([0, 1, 499, 1_000, 4_000]), wall_ms=st.sampled_from([0, 1, 700, 3_000]))
+    def end_entry(self, lease_ms: int = 0, wall_ms: int = 0) -> None:
+        if self.open:
+            meta = self.meta()
+            self.leader.machine.end_entry(meta)
+            self.leader.applied = meta.index
+            self.log.append((entries.encode(self.clocks, self.open), self.outcomes))
+            self.open, self.outcomes = [], []
+            self.same_view()
+            audit.check(self.leader.overlay)
+        self.clocks = Clocks(self.clocks.lease_ms + lease_ms, self.clocks.wall_ms + wall_ms)
+
+    @rule(
+        which=st.integers(0, 2),
+        what=st.sampled_from(["follow", "follow", "commit", "commit and land", "crash", "crash", "take digest"]),
+    )
+    def replicate(self, which: int, what: str) -> None:
+        replica = (self.leader, *self.followers)[which]
+        if what == "take digest":
+            self.take_digest()
+        elif what == "crash":
+            self.crash(replica)
+        elif what == "follow":
+            self.replay(self.followers[which % 2], 3)
+        elif replica is not self.leader or not self.open:
+            replica.commit()
+            if what == "commit and land":
+                replica.land()
+
+    def replay(self, replica: Replica, count: int) -> None:
+        for entry, outcomes in self.log[replica.applied :][:count]:
+            assert replica.apply(replica.applied + 1, entry) == outcomes
+
+    def crash(self, replica: Replica) -> None:
+        if replica is self.leader:
+            self.end_entry()
+        before = replica.applied
+        replica.crash()
+        self.replay(replica, before - replica.applied)
+        if replica is self.leader:
+            self.same_view()
+
+    def all_equal(self) -> None:
+        for replica in self.followers:
+            self.replay(replica, len(self.log))
+        digests = {replica.digest() for replica in (self.leader, *self.followers)}
+        assert len(digests) == 1
+
+    def same_view(self) -> None:
+        view = self.leader.machine.view()
+        if not self.log:
+            return
+        lease_ms, wall_ms = entries.clocks(self.log[-1][0])
+        assert (view.lease_ms, view.wall_ms) == (lease_ms, wall_ms)
+        for queue in self.model.queues.values():
+            assert view.queue(queue.key) == queue_info(queue)
+            assert pages(view, queue.key, "ready") == [shown(m) for m in queue.of("ready")]
+            assert pages(view, queue.key, "delayed") == [shown(m, due_ms=m.due_ms) for m in queue.of("delayed")]
+            assert pages(view, queue.key, "leased") == [
+                shown(slot.message, deadline_ms=slot.deadline_ms + wall_ms - lease_ms)
+                for lease in queue.leases.values()
+                for slot in lease
+                if slot.state == "held"
+            ]
+            for message in queue.messages[-3:]:
+                found = view.message(queue.key, message.priority, message.number)
+                assert found is not None
+                assert found[:7] == shown(message)[:7]
+        for namespace, keys in groupby(sorted(self.model.queues), key=lambda key: key.partition("/")[0]):
+            assert [info.key for info in view.queues(namespace)[0]] == list(keys)
+
+    @invariant()
+    def what_is_due_is_known(self) -> None:
+        if not self.remains_before:
+            assert self.leader.machine.next_due() == self.model.next_due()
+
+
+def pages(view: Any, key: str, state: str) -> list[Any]:
+    """All messages in that state, in pages."""
+    found: list[Any] = []
+    page, cursor = view.peek(key, state, 4)
+    while cursor is not None:
+        found += page
+        page, cursor = view.peek(key, state, 30, cursor)
+    return found + page
+
+
+def shown(m: model.Message, due_ms: int | None = None, deadline_ms: int | None = None) -> Any:
+    return (m.priority, m.number, m.deliveries, m.failures, m.enqueued_at_ms, m.data, m.state, due_ms, deadline_ms)
+
+
+def queue_info(queue: model.Queue) -> QueueInfo:
+    ready = queue.of("ready")
+    return QueueInfo(
+        key=queue.key,
+        number=queue.number,
+        settings=queue.settings,
+        created_index=queue.created_index,
+        ready=len(ready),
+        leased=len(queue.of("leased")),
+        delayed=len(queue.of("delayed")),
+        bytes=sum(len(message.data) for message in queue.messages),
+        enqueued=queue.enqueued,
+        delivered=queue.delivered,
+        acked=queue.acked,
+        nacked=queue.nacked,
+        released=queue.released,
+        expired=queue.expired,
+        duplicates=queue.duplicates,
+        oldest_ready_ms=min((message.enqueued_at_ms for message in ready), default=None),
+    )
+
+
+@pytest.mark.timeout(600 + EXAMPLES)
+def test_the_machine_is_the_model_through_crashes() -> None:
+    run_state_machine_as_test(
+        MachineModel,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=60,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
