@@ -12,7 +12,7 @@ from raftq.api.proposals import propose, request_of
 from raftq.api.reads import queue_of
 from raftq.api.schemas import milliseconds
 from raftq.api.waiters import Waiter
-from raftq.replication.shard import Committed, ShardError
+from raftq.replication.shard import Committed, NotLeader, ShardError
 from raftq.storage.machine import commands, replies
 from raftq.storage.machine.views import Delivery
 
@@ -55,7 +55,14 @@ async def _poll(call: Call, command: commands.Lease, waiter: Waiter, wait_second
     now = asyncio.get_running_loop().time
     until = now() + wait_seconds
     while True:
-        view = await shard.read()
+        try:
+            view = await shard.read()
+        except NotLeader:
+            if now() >= until or call.node.leader_url() is not None:
+                raise
+            # Between two leaders: woken when there is one, to be sent to it.
+            await call.api.waiters.wait(queue, waiter, until)
+            continue
         queue_of(view, queue)
         if view.ready(queue):
             committed = await _grant(call, command)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import click
 import msgspec
@@ -43,28 +43,38 @@ def urls(given: str | None) -> list[str]:
     return [node.api_url for node in state.nodes] if state and state.nodes else [DEFAULT_URL]
 
 
-def ask(url: str | None, question: Callable[[AsyncClient], Awaitable[T]], timeout_seconds: float = 30.0) -> T:
+class Hints(NamedTuple):
+    """What to do, when no node could take it and when the answer was lost."""
+
+    unavailable: str = "see whether the cluster runs, or give another --url"
+    unknown: str = "look before you do it again"
+
+
+def ask(
+    url: str | None,
+    question: Callable[[AsyncClient], Awaitable[T]],
+    timeout_seconds: float = 30.0,
+    hints: Hints | None = None,
+) -> T:
     """What the cluster answers to `question`. Raises Fatal."""
 
     async def run() -> T:
         async with AsyncClient(urls(url), patience=Patience(timeout_seconds=timeout_seconds)) as client:
             return await question(client)
 
-    with fatal():
+    with _fatal(hints or Hints()):
         return asyncio.run(run())
 
 
 @contextlib.contextmanager
-def fatal() -> Iterator[None]:
+def _fatal(hints: Hints) -> Iterator[None]:
     """Errors of the client as the command line tells them."""
     try:
         yield
     except Unavailable as error:
-        raise Fatal(
-            Exit.UNAVAILABLE, f"{error}: see whether it runs with raftq cluster, or give another --url"
-        ) from error
+        raise Fatal(Exit.UNAVAILABLE, f"{error}: {hints.unavailable}") from error
     except OutcomeUnknown as error:
-        raise Fatal(Exit.OUTCOME_UNKNOWN, str(error)) from error
+        raise Fatal(Exit.OUTCOME_UNKNOWN, f"{error}: {hints.unknown}") from error
     except Refused as error:
         raise Fatal(Exit.REFUSED, str(error)) from error
     except FileRefused as error:

@@ -12,14 +12,17 @@ from typing import Any, TypeVar
 
 import click
 
-from raftq.cli.connection import ask, connection_options, say_json
+from raftq.cli.connection import Hints, ask, connection_options, say_json
 from raftq.client.client import AsyncClient
 from raftq.client.errors import NotFound
-from raftq.client.files.reading import FileReader, ReadState
+from raftq.client.files.reading import LINES_MAX, FileReader, ReadState
+from raftq.client.files.source import Limits
 from raftq.client.files.writing import FileWriter, Written
 from raftq.node.exits import Exit, Fatal
 
 T = TypeVar("T")
+
+_GO_ON = "start the same command again, it goes on where it was"
 
 #: Of one request, retries included. Far below how long the cluster remembers a request (`files.sidecar`).
 TIMEOUT_SECONDS_MAX = 36_000
@@ -33,8 +36,15 @@ def _file_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="SECONDS",
         help="Go on trying so long while the cluster has no leader.  [60]",
     )
+    batch = click.option(
+        "--batch",
+        type=click.IntRange(1, LINES_MAX),
+        default=LINES_MAX,
+        metavar="LINES",
+        help=f"Lines of one request at most.  [{LINES_MAX}]",
+    )
     file = click.argument("file", type=click.Path(path_type=Path, dir_okay=False), callback=_no_pipe)
-    return click.argument("queue")(file(timeout(connection_options(command))))
+    return click.argument("queue")(file(batch(timeout(connection_options(command)))))
 
 
 def _no_pipe(_context: click.Context, _parameter: click.Parameter, file: Path) -> Path:
@@ -46,7 +56,7 @@ def _no_pipe(_context: click.Context, _parameter: click.Parameter, file: Path) -
 @click.command()
 @_file_options
 @click.option("--again", is_flag=True, help="Begin anew, also when the file is written already, or half.")
-def write(queue: str, file: Path, again: bool, timeout: float, url: str | None, as_json: bool) -> None:
+def write(queue: str, file: Path, again: bool, batch: int, timeout: float, url: str | None, as_json: bool) -> None:
     """Write a file into a queue, a message a line.
 
     In order, each line once. Killed and started again, it goes on where it was: FILE.raftq-write-QUEUE remembers. When
@@ -54,8 +64,8 @@ def write(queue: str, file: Path, again: bool, timeout: float, url: str | None, 
     """
 
     async def move(client: AsyncClient) -> Written:
-        with _bar(f"{file} -> {queue}", file.stat().st_size) as show:
-            writer = FileWriter(client, queue, file, progress=show)
+        with _bar(f"{file} -> {queue}", _size(file)) as show:
+            writer = FileWriter(client, queue, file, limits=Limits(batch_lines=batch), progress=show)
             return await _stoppable(writer.run(again=again), writer.stop)
 
     written = _moved(move, url, timeout)
@@ -77,7 +87,9 @@ def write(queue: str, file: Path, again: bool, timeout: float, url: str | None, 
     metavar="SECONDS",
     help="End when nothing came for so long and the queue is empty, others' leases included.  [default: at Ctrl-C]",
 )
-def read(queue: str, file: Path, until_empty: float | None, timeout: float, url: str | None, as_json: bool) -> None:
+def read(
+    queue: str, file: Path, until_empty: float | None, batch: int, timeout: float, url: str | None, as_json: bool
+) -> None:
     """Read a queue into a file, a line a message.
 
     In order, each line once, also when several read the same queue into files of their own. Killed and started again,
@@ -87,7 +99,12 @@ def read(queue: str, file: Path, until_empty: float | None, timeout: float, url:
     async def move(client: AsyncClient) -> ReadState:
         with _bar(f"{queue} -> {file}", await _waiting(client, queue)) as show:
             reader = FileReader(
-                client, queue, file, until_empty=until_empty, progress=lambda _offset, lines: show(lines)
+                client,
+                queue,
+                file,
+                until_empty=until_empty,
+                lines_max=batch,
+                progress=lambda _offset, lines: show(lines),
             )
             return await _stoppable(reader.run(), reader.stop)
 
@@ -100,7 +117,7 @@ def read(queue: str, file: Path, until_empty: float | None, timeout: float, url:
 
 def _moved(move: Callable[[AsyncClient], Awaitable[T]], url: str | None, timeout: float) -> T:
     try:
-        return ask(url, move, timeout)
+        return ask(url, move, timeout, Hints(_GO_ON, _GO_ON))
     except OSError as error:
         raise Fatal(Exit.FILE_REFUSED, f"{error.strerror or error}: {error.filename or 'the disk'}") from error
 
@@ -117,6 +134,10 @@ async def _stoppable(moving: Awaitable[T], stop: Callable[[], None]) -> T:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
     return await moving
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
 
 
 async def _waiting(client: AsyncClient, queue: str) -> int:

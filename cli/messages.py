@@ -127,7 +127,7 @@ def _attribute(text: str) -> tuple[str, str]:
 
 def _as_json(message: LeasedMessage) -> dict[str, Any]:
     """As the HTTP API gives it: bytes as base64, and said so."""
-    fields = msgspec.to_builtins(message)
+    fields: dict[str, Any] = msgspec.to_builtins(message)
     return fields | {"encoding": "base64"} if isinstance(message.body, bytes) else fields
 
 

@@ -69,7 +69,8 @@ class Discovery:
                 pending.cancel()
 
     def _learn(self, cluster: Cluster) -> bool:
-        urls = {node.id: origin(node.api_url) for node in cluster.nodes}
+        # A node that was just started does not know yet where its peers serve.
+        urls = {node.id: origin(node.api_url) for node in cluster.nodes if node.api_url}
         self._known = list(urls.values()) or self._known
         leader = urls.get(cluster.leader or "")
         if leader is None or leader == self._suspect:

@@ -37,7 +37,7 @@ class Refused(NotApplied):
         self.detail = str(problem.get("detail", ""))
         #: The whole document, extensions included.
         self.fields = problem
-        super().__init__(f"{self.title}: {self.detail}" if self.detail else self.title)
+        super().__init__(self.detail or self.title)
 
 
 class NotFound(Refused):

@@ -36,7 +36,7 @@ class Exit(enum.IntEnum):
     NOT_READY = 19, "the cluster had no leader in time, or a node of it did not start"
     TOUR_FAILED = 20, "a step of the tour did not go as it should"
     UNAVAILABLE = 30, "no node could take it in time; it did not happen"
-    OUTCOME_UNKNOWN = 31, "the answer was lost: it may have happened, or not; `raftq write` and `raftq read` know how to go on"
+    OUTCOME_UNKNOWN = 31, "the answer was lost: it may have happened, or not"
     UNFINISHED = 32, "`raftq write` was stopped before the end of the file, and goes on from there"
     REFUSED = 33, "the cluster refused the request, and said why"
     NOT_ALL = 34, "there was nothing to lease, or a receipt was gone"
@@ -57,4 +57,4 @@ def meaning(code: int) -> str:
 
 def needs_a_person(code: int) -> bool:
     """True when starting a node again would only meet the same fault."""
-    return Exit.USAGE <= code < Exit.COMMIT_FAILED or code >= Exit.REFUSED
+    return Exit.USAGE <= code < Exit.COMMIT_FAILED or Exit.REFUSED <= code <= Exit.FILE_REFUSED

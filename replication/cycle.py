@@ -40,6 +40,7 @@ from raftq.replication.shard import (
     Status,
     Stopping,
 )
+from raftq.replication.wire import PROTOCOL
 from raftq.storage.environment import Environment, WriteBatch
 from raftq.storage.machine import commands, entries
 from raftq.storage.machine.apply import Machine
@@ -50,8 +51,6 @@ from raftq.storage.machine.replies import Effect, Leased
 from raftq.storage.machine.views import View
 from raftq.storage.overlay import Overlay
 from raftq.storage.writer import Writer
-
-PROTOCOL = 1
 
 _log = structlog.get_logger("raftq.shard")
 _U64 = struct.Struct(">Q")
@@ -357,8 +356,10 @@ class RaftShard:
             self._schedule()
 
     def _ping(self, now: float) -> None:
-        """While a commit runs, the bytes of a ping tell followers that the leader lives."""
-        if self._engine.is_leader and self._committing is not None and now - self._committing < self.config.slow_commit:
+        """While a long commit runs, the bytes of a ping tell followers that the leader lives."""
+        assert self._committing is not None
+        took = now - self._committing
+        if self._engine.is_leader and self.config.timing.heartbeat / 2 < took < self.config.slow_commit:
             self._peers.send([node for node in self.config.voters if node != self._engine.id], {"type": "ping"})
 
     # The cycle
@@ -483,7 +484,7 @@ class RaftShard:
             return
         self._clocks, encoded = entries.decode(command, 1)
         lease_ms, wall_ms = self._clocks
-        waiters = self._waiting.pop(index, None)
+        waiters = self._waiting.get(index)
         meta = Meta(index, 0, term, lease_ms, wall_ms)
         machine = self._machine
         for position, data in enumerate(encoded):
@@ -502,6 +503,7 @@ class RaftShard:
             if type(operation) is TakeDigest:
                 self._digests.ask(index)
         machine.end_entry(meta)
+        self._waiting.pop(index, None)
 
     # Propose
 

@@ -465,7 +465,9 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
             )
         entries = []
         if bytes_max and next_index <= journal.last_index:
-            entries = [(term, command) for command, _, term in journal.entries(next_index, bytes_max, self.flow.entries)]
+            entries = [
+                (term, command) for command, _, term in journal.entries(next_index, bytes_max, self.flow.entries)
+            ]
         return {
             "type": "append",
             "term": self.__raftCurrentTerm,

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from raftq.api.app import routes
 from raftq.api.ports import Limits
+from raftq.api.routing import Route
 from tests.api.shard import LocalNode
 
 LIMITS = Limits(
@@ -29,16 +30,19 @@ LIMITS = Limits(
 )
 MESSAGE = {"body": {"a": [1, "é"]}, "attributes": {"k": 1.5}, "priority": 3, "delay_seconds": 0.5, "dedup_id": "d"}
 RECEIPTS = {"receipts": ["1.1.0", "1.1.1", "2.1.0"], "request_id": "r", "request_seconds": 5}
-VALID: list[Any] = [
-    MESSAGE,
-    {"messages": [MESSAGE, {"body": None}, {"body": "eA==", "encoding": "base64"}], "request_id": "e"},
-    {"max": 3, "lease_seconds": 0.5, "wait_seconds": 0.01, "request_id": "l"},
-    RECEIPTS,
-    RECEIPTS | {"delay_seconds": 1, "request_id": "n"},
-    RECEIPTS | {"lease_seconds": 1, "request_id": "x"},
-    {"lease_seconds": 1, "delay_seconds": 0, "dedup_window_seconds": 9, "paused": False},
-    {"node": None},
-]
+QUEUE = {"lease_seconds": 1, "delay_seconds": 0, "dedup_window_seconds": 9, "paused": False}
+BATCH = {"messages": [MESSAGE, {"body": None}, {"body": "eA==", "encoding": "base64"}], "request_id": "e"}
+#: By the last segment of a route.
+VALID: dict[str, list[Any]] = {
+    "messages": [MESSAGE, BATCH],
+    "lease": [{"max": 3, "lease_seconds": 0.5, "wait_seconds": 0.01, "request_id": "l"}, {"max": 2}],
+    "ack": [RECEIPTS],
+    "nack": [RECEIPTS | {"delay_seconds": 1, "request_id": "n"}],
+    "release": [RECEIPTS | {"request_id": "s"}],
+    "extend": [RECEIPTS | {"lease_seconds": 1, "request_id": "x"}],
+    "leader": [{"node": None}],
+    "{queue}": [QUEUE, MESSAGE],
+}
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=10),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
@@ -46,18 +50,19 @@ JSON_VALUES = st.recursive(
 )
 
 
-@st.composite
-def bodies(draw: st.DrawFn) -> bytes:
-    kind = draw(st.sampled_from(["valid", "changed", "random", "empty"]))
+def _body(draw: st.DrawFn, route: Route, content_type: str) -> bytes:
+    kind = draw(st.sampled_from(["valid", "valid", "valid", "changed", "changed", "random", "empty"]))
     if kind == "random":
         return draw(st.binary(max_size=200))
-    if kind == "empty":
+    values = VALID.get(route.pattern.rpartition("/")[2])
+    if kind == "empty" or values is None:
         return b""
-    value = draw(st.sampled_from(VALID))
-    if draw(st.booleans()):
+    value = draw(st.sampled_from(values))
+    if draw(st.integers(0, 4)) == 0:
         value = value | {draw(st.sampled_from([*value, "group", "zz"])): draw(JSON_VALUES)}
+    encode = msgspec.msgpack.encode if content_type == "application/msgpack" else msgspec.json.encode
     try:
-        data = draw(st.sampled_from([msgspec.json.encode, msgspec.msgpack.encode]))(value)
+        data = encode(value)
     except (OverflowError, UnicodeEncodeError):
         return b"{}"
     return _changed(draw, data) if kind == "changed" else data
@@ -71,33 +76,40 @@ def _changed(draw: st.DrawFn, data: bytes) -> bytes:
     return bytes(changed)
 
 
-@st.composite
-def targets(draw: st.DrawFn) -> bytes:
-    if draw(st.integers(0, 9)) == 0:
+def _target(draw: st.DrawFn, route: Route) -> bytes:
+    if draw(st.integers(0, 19)) == 0:
         return b"/" + draw(st.binary(max_size=40)).translate(None, b" \r\n\0#")
-    pattern = draw(st.sampled_from([route.pattern for route in routes()]))
-    texts = ["jobs", "jobs", "other", "1-0-1", "1.1.0", "a%20b", "%ff", "%2E", "x" * 129, ""]
-    for parameter in ("{queue}", "{id}", "{receipt}"):
-        pattern = pattern.replace(parameter, draw(st.sampled_from(texts)))
-    names = ["wait", "lease", "limit", "cursor", "prefix", "state", "stats", "consistency", "zz", "%ff"]
+    target = route.pattern
+    texts = {"{queue}": ["jobs", "jobs", "jobs", "other"], "{id}": ["1-0-1", "1-3-1"], "{receipt}": ["1.1.0", "2.1.9"]}
+    for parameter, good in texts.items():
+        bad = draw(st.integers(0, 9)) == 0
+        text = draw(st.sampled_from(["a%20b", "%ff", "%2E", "x" * 129, ""] if bad else good))
+        target = target.replace(parameter, text)
+    names = [*sorted(route.query) * 3, "zz", "%ff"]
     values = ["0.01", "1", "0", "-1", "ready", "leased", "delayed", "true", "stale", "1-1", "9-9", "x", "%ff", "9" * 30]
-    query = draw(st.lists(st.tuples(st.sampled_from(names), st.sampled_from(values)), max_size=3))
-    return (pattern + ("?" if query else "") + "&".join("=".join(pair) for pair in query)).encode()
+    query = draw(st.lists(st.tuples(st.sampled_from(names), st.sampled_from(values)), max_size=2))
+    return (target + ("?" if query else "") + "&".join("=".join(pair) for pair in query)).encode()
 
 
 TYPES = ["application/json", "application/msgpack", "text/plain", "*/*", "application/json; charset=utf-8", "é", ";,"]
 HEADERS = st.tuples(
-    st.sampled_from(["Content-Type", "Accept", "Raftq-Forward", "Raftq-Forwarded", "Authorization", "X-Y", "Expect"]),
-    st.sampled_from([*TYPES, "proxy", "100-continue", "Bearer x", ""]),
+    st.sampled_from(
+        ["Accept", "Raftq-Forward", "Raftq-Forwarded", "Authorization", "X-Y", "Expect", "Content-Encoding"]
+    ),
+    st.sampled_from([*TYPES, "proxy", "proxy", "100-continue", "Bearer x", ""]),
 )
 
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    method = draw(st.sampled_from(["GET", "POST", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "BREW"]))
-    body, target = draw(bodies()), draw(targets())
-    lines = [method.encode() + b" " + target + b" HTTP/1.1", b"Host: x", b"Connection: close"]
-    lines += [f"{name}: {value}".encode() for name, value in draw(st.lists(HEADERS, max_size=4))]
+    route = draw(st.sampled_from(routes()))
+    other = st.sampled_from(["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "BREW"])
+    method = draw(other) if draw(st.integers(0, 19)) == 0 else route.method
+    content_type = draw(st.sampled_from([*TYPES, *TYPES[:2] * 5]))
+    body, target = _body(draw, route, content_type), _target(draw, route)
+    lines = [f"{method} ".encode() + target + b" HTTP/1.1", b"Host: x", b"Connection: close"]
+    lines.append(f"Content-Type: {content_type}".encode())
+    lines += [f"{name}: {value}".encode() for name, value in draw(st.lists(HEADERS, max_size=2))]
     framing = draw(st.integers(0, 9))
     if framing == 0:
         lines.append(b"Transfer-Encoding: chunked")
@@ -115,7 +127,7 @@ class Fuzzed:
         self.leader, self.follower = LocalNode(limits=LIMITS), LocalNode("n2", limits=LIMITS)
         self.follower.follow(await self.leader.start())
         await self.follower.start()
-        for path, value in (("messages", VALID[1]), ("lease", {"max": 2})):
+        for path, value in (("messages", BATCH), ("lease", {"max": 2})):
             data = msgspec.json.encode(value)
             head = f"POST /v1/queues/jobs/{path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n"
             await self.send(self.leader, head.encode() + b"Connection: close\r\n\r\n" + data)

@@ -194,6 +194,8 @@ async def test_a_new_leader_is_where_waiters_are_sent(client: Client) -> None:
     await client("PUT", "/v1/queues/jobs", {})
     polling = asyncio.ensure_future(client("POST", LEASE, {"wait_seconds": 30}))
     await until(client.node.api.waiters.waiting)
+    client.node.follow(None)
+    await until(client.node.api.waiters.waiting)
     client.node.follow("http://127.0.0.1:1")
     reply = await polling
     assert (reply.status, reply.headers["Location"]) == (307, f"http://127.0.0.1:1{LEASE}")
@@ -207,6 +209,14 @@ async def test_waiters_of_a_stopping_node_are_told(client: Client) -> None:
     assert await client.node.api.drain(5)
     reply = await polling
     assert (reply.status, reply.json["applied"], reply.headers["Connection"]) == (503, "no", "close")
+
+
+async def test_a_wait_that_ends_without_a_leader_is_503(client: Client) -> None:
+    await client("PUT", "/v1/queues/jobs", {})
+    polling = asyncio.ensure_future(client("POST", LEASE, {"wait_seconds": 0.1}))
+    await until(client.node.api.waiters.waiting)
+    client.node.follow(None)
+    assert (await polling).status == 503
 
 
 class Raw:

@@ -112,7 +112,7 @@ async def test_a_refusal_is_raised_with_its_fields_and_not_repeated() -> None:
     with pytest.raises(Refused) as caught:
         await client.enqueue("jobs", HELLO)
     refused = caught.value
-    assert (refused.status, refused.type, str(refused)) == (422, "about:test", "Not now: Wait.")
+    assert (refused.status, refused.type, str(refused)) == (422, "about:test", "Wait.")
     assert refused.fields["applied"] == "no"
     assert len(bodies(transport)) == 1
 

@@ -54,6 +54,14 @@ async def test_a_view_that_is_behind_does_not_hide_one_that_is_ahead() -> None:
     assert discovery.choose() == C
 
 
+async def test_a_node_whose_url_is_not_known_yet_is_left_out() -> None:
+    view = cluster(B, A, B)
+    view.nodes.append(ClusterNode(id="n4", api_url=""))
+    discovery = Discovery([A], Views(a=view))
+    await discovery.refresh()
+    assert (discovery.leader, discovery.nodes()) == (B, [A, B])
+
+
 async def test_the_failure_of_another_node_leaves_the_leader() -> None:
     discovery = Discovery([A], Views())
     discovery.redirected(B)

@@ -105,7 +105,6 @@ async def test_fault_07_an_exception_in_a_callback_stays_there_ours(tmp_path: Pa
         assert shard.status().applied_index == second.index
 
 
-@pytest.mark.xfail(strict=True, reason="the waiters of an entry are off the list before it is applied")
 async def test_fault_07_an_exception_in_apply_ends_the_node_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,8 @@
 """A few engines with real journals on real environments, a network in the test's hands, and a clock that only it moves.
 
-What a node of the real cycle does is done here step by step: messages are stepped, the outbox leaves at once, the journal
-is committed, and only then what was held leaves and the node counts itself. Each commit may be made to wait, and a node
-may crash before or after it.
+What a node of the real cycle does is done here step by step: messages are stepped, the outbox leaves at once, the
+journal is committed, and only then what was held leaves and the node counts itself. Each commit may be made to wait,
+and a node may crash before or after it.
 """
 
 from __future__ import annotations
@@ -99,10 +99,10 @@ class Network:
             shutil.rmtree(member.folder)
 
     def link(self, source: str, target: str) -> None:
-        if source != target and (source, target) not in self.linked:
-            if self[source].up and self[target].up and (source, target) not in self.cut:
-                self.linked.add((source, target))
-                self[source].engine.connected(target)
+        known = source == target or (source, target) in self.linked | self.cut
+        if not known and self[source].up and self[target].up:
+            self.linked.add((source, target))
+            self[source].engine.connected(target)
 
     def unlink(self, source: str, target: str) -> None:
         """The connection breaks, and what is on it is lost."""

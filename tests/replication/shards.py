@@ -104,7 +104,9 @@ async def shards(folder: Path, size: int = 3, **settings: Any) -> AsyncIterator[
 
 
 def enqueue(*bodies: bytes) -> bytes:
-    return commands.encode(Enqueue(QUEUE, [Part(0, None, packing.pack([packing.pack_message(body) for body in bodies]))]))
+    return commands.encode(
+        Enqueue(QUEUE, [Part(0, None, packing.pack([packing.pack_message(body) for body in bodies]))])
+    )
 
 
 def lease(maximum: int = 1000) -> bytes:

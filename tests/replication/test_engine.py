@@ -143,7 +143,12 @@ def test_random_faults_keep_the_log_safe_and_the_cluster_alive(tmp_path: Path, s
             network.tick(dice.choice([0.005, 0.02, 0.1]))
         for name in network.names:
             member = network[name]
-            if member.up and member.engine.own_term_committed and not member.engine.transferring and dice.random() < 0.1:
+            if (
+                member.up
+                and member.engine.own_term_committed
+                and not member.engine.transferring
+                and dice.random() < 0.1
+            ):
                 network.propose(name, str(step).encode())
                 network.cycle(name, commit=dice.random() < 0.7)
             if member.up:
