@@ -20,7 +20,7 @@ def proposed(client: Client, kind: type[Any]) -> list[Any]:
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.001)
 
 

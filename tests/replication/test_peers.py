@@ -372,7 +372,7 @@ class _Deaf(asyncio.Protocol):
 async def _until(condition: Callable[[], bool]) -> None:
     """For what only the log tells."""
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0)
 
 
