@@ -67,6 +67,8 @@ class Call:
     def negotiate(self) -> None:
         """Take Content-Type and Accept. The first counts only when there is a body to decode."""
         headers = self.request.headers
+        if headers.get("Raftq-Namespace", "default") != "default":
+            raise Problem("invalid", "Raftq-Namespace: namespaces are not supported in this version: leave it out.")
         content_type = headers.get(hdrs.CONTENT_TYPE)
         self.content_type = _TYPES.get(content_type) or _media_type(content_type)
         accept = headers.get(hdrs.ACCEPT)

@@ -17,6 +17,9 @@ from raftq.bench import cluster, failover, load, measure, page, scenarios, stead
 from raftq.bench.bars import Bar
 from raftq.bench.report import Report, save
 
+#: Beyond this, other programs disturb the run.
+BUSY_CORES_MAX = 0.1
+
 #: What a benchmark gives: its outcome, its bars, and the outcome as Markdown.
 Measured = tuple[Any, list[Bar], str]
 
@@ -26,12 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
     measure.require_linux()
     load.require_wrk()
     options.data.mkdir(parents=True, exist_ok=True)
+    machine = measure.machine(options.data)
+    if machine.busy_cores > BUSY_CORES_MAX:
+        say(f"other programs use {machine.busy_cores:.1f} of {machine.cores} cores: the figures will say little")
     try:
         outcome, bars, body = options.benchmark(options)
     except (cluster.ClusterFailed, load.LoadFailed) as error:
         print(f"no figures: {error}", file=sys.stderr)
         return 1
-    machine = measure.machine(options.data)
     report = Report(options.name, command(options), datetime.date.today(), machine, outcome, bars, body)
     file = save(report, options.results, options.page)
     print(report.as_markdown(), "", *bars, f"\nwritten: {file} and {options.page}", sep="\n")

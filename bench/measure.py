@@ -137,6 +137,8 @@ class Machine:
     """The facts that a figure depends on. Never the host's name."""
 
     cores: int
+    #: That other programs used just before the run: figures of a busy machine say little.
+    busy_cores: float
     processor: str
     memory_bytes: int
     system: str
@@ -148,9 +150,10 @@ class Machine:
 
 
 def machine(folder: Path) -> Machine:
-    """Facts about this machine and the disk under `folder`."""
+    """Facts about this machine and the disk under `folder`. Takes two seconds, in which it should do nothing else."""
     return Machine(
         cores=len(os.sched_getaffinity(0)),
+        busy_cores=busy_cores(),
         processor=_processor(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         system="Linux " + ".".join(platform.release().split(".")[:2]),
@@ -160,6 +163,19 @@ def machine(folder: Path) -> Machine:
         versions={name: version(name) for name in ("raftq", "aiohttp", "uvloop", "lmdb", "msgspec", "pysyncobj")},
         commit=_commit(),
     )
+
+
+def busy_cores(seconds: float = 1.0) -> float:
+    """Cores in use on the whole machine, over the next `seconds`."""
+    before = busy_ticks(Path("/proc/stat").read_text())
+    time.sleep(seconds)
+    return (busy_ticks(Path("/proc/stat").read_text()) - before) / _TICKS / seconds
+
+
+def busy_ticks(stat: str) -> int:
+    """All but idle and waiting for the disk, of /proc/stat. (Guests' time is within that of users.)"""
+    user, nice, system, _idle, _waiting, *others = map(int, stat.splitlines()[0].split()[1:9])
+    return user + nice + system + sum(others)
 
 
 def _processor() -> str:

@@ -71,6 +71,7 @@ def facts(machine: measure.Machine) -> str:
     sync = machine.sync
     return (
         f"{machine.cores} cores ({machine.processor}) for everything, the load included, "
+        f"{machine.busy_cores:.2f} of them busy before the run, "
         f"{machine.memory_bytes / 2**30:.0f} GiB, {machine.system}, {machine.file_system}; "
         f"append of 4 KiB + fdatasync: p50 {sync.p50_ms:.3f} ms, p99 {sync.p99_ms:.3f} ms, "
         f"{sync.per_second:,.0f} a second. Python {machine.python}, {versions}; commit {machine.commit}."

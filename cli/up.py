@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -51,10 +54,9 @@ def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
 def _run(cluster: LocalCluster, data: Path, *, tour: bool, restart: bool) -> None:
     begun = time.monotonic()
     cluster.start_all()
+    click.echo(f"{len(cluster.nodes)} nodes are starting ...")
     leader = cluster.wait_ready()
-    click.echo(
-        f"{len(cluster.nodes)} nodes run, with their data in {data}, ready after {time.monotonic() - begun:.1f} s:"
-    )
+    click.echo(f"ready after {time.monotonic() - begun:.1f} s, with the data in {data}:")
     for node in cluster.nodes:
         click.echo(f"  {node.id}  {node.api_url}  process {node.pid}{'  leader' if node.id == leader else ''}")
     if tour:
@@ -65,16 +67,22 @@ def _run(cluster: LocalCluster, data: Path, *, tour: bool, restart: bool) -> Non
 
 def _show_first_steps(cluster: LocalCluster, data: Path) -> None:
     first, last = cluster.nodes[0].api_url, cluster.nodes[-1].api_url
+    raftq = "raftq" if shutil.which("raftq") else os.path.relpath(sys.argv[0])
     click.echo(f"""
-From another terminal:
-  curl -d 'hello' {first}/q/jobs                      # put a message into the queue jobs
-  curl '{last}/q/jobs?wait=10'                  # take it, from another node
+From another terminal, put a message into the queue jobs through one node and take it from another:
+  curl -d hello {first}/q/jobs
+  curl {last}/q/jobs
+
+Lease it and ack it when the work is done, with the receipt that the lease gives:
   curl -L --json '{{"body": {{"to": "ada"}}}}' {first}/v1/queues/jobs/messages
   curl -L --json '{{"lease_seconds": 60}}' {last}/v1/queues/jobs/lease
-  curl -L --json '{{"receipts": ["THE RECEIPT"]}}' {last}/v1/queues/jobs/ack
+  curl -L --json '{{"receipts": ["1.1.0"]}}' {last}/v1/queues/jobs/ack
+
+See the cluster, kill a node, start it again:
   curl {first}/v1/cluster
-  raftq kill n1 --data {data}
-  raftq start n1 --data {data}
+  {raftq} kill n1 --data {data}
+  {raftq} start n1 --data {data}
+
 Ctrl-C stops the cluster. Its data stays in {data}.
 """)
 

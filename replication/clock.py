@@ -2,8 +2,8 @@
 
 Lease time is the sum of what leaders measured on their monotonic clocks while they led: a jump of any wall clock
 neither ends nor lengthens a lease, and time without a leader does not count. Wall time is the median of a quorum's
-clocks, and never goes back. Invariant: both only grow from entry to entry, across leaders, because a new leader begins with the
-clocks of the last entry in its log.
+clocks, and never goes back. Invariant: both only grow from entry to entry, across leaders, because a new leader begins
+with the clocks of the last entry in its log.
 """
 
 from __future__ import annotations

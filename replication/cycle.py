@@ -5,8 +5,8 @@ of all that clients proposed meanwhile, sends, and hands ONE write transaction t
 on disk (`_landed`) do answers and votes leave, and does the leader count itself. Raft is never stepped while a commit
 runs.
 
-Invariant: a crash between any two steps leaves an environment from which the node goes on, with nothing lost and nothing
-applied twice. A failed commit or a broken invariant ends the process: memory would be ahead of the disk.
+Invariant: a crash between any two steps leaves an environment from which the node goes on, with nothing lost and
+nothing applied twice. A failed commit or a broken invariant ends the process: memory would be ahead of the disk.
 After the Ready loop of etcd's raft and RabbitMQ's `ra`.
 """
 
@@ -383,8 +383,15 @@ class RaftShard:
                 self._commit()
             else:
                 self._send(self._engine.held)
+                self._campaign_in_time()
         except Exception as error:
             self._fatal(error)
+
+    def _campaign_in_time(self) -> None:
+        """Deadlines that end between two ticks are kept apart: two followers must not campaign at the same tick."""
+        remaining = self._engine.election_in
+        if remaining < self.config.tick:
+            self._loop.call_later(max(remaining, 0), self._schedule)
 
     def _take_inbox(self) -> None:
         inbox, self._inbox = self._inbox, []

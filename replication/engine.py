@@ -209,6 +209,11 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         if now >= self._heartbeat_due:
             self.broadcast()
 
+    @property
+    def election_in(self) -> float:
+        """Seconds until this follower campaigns, if it hears nothing."""
+        return float("inf") if self.is_leader else self.__raftElectionDeadline - self.clock()
+
     def contact(self, node: str) -> None:
         """Bytes of `node` arrived: if it is the leader, it is alive, whatever is still unread."""
         if self.__raftLeader is not None and self.__raftLeader.id == node and not self.is_leader:
@@ -361,8 +366,13 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
             self._count_vote(node)
             return
         self._refusals.add(node)
-        if len(self.voters) - len(self._refusals) < self.majority():  # a split vote: ask again soon, at another moment
+        if not self._can_win():  # a split vote: ask again soon, at another moment
             self.__raftElectionDeadline = self.clock() + self.timing.lost_leader_jitter * (0.5 + 2 * self.dice())
+
+    def _can_win(self) -> bool:
+        """Enough voters are left that are connected and have not refused."""
+        left = [node for node in self._others() if self._nodes[node] in self.__connectedNodes]
+        return len(self._votes.union(left, (self.id,)) - self._refusals) >= self.majority()
 
     def _count_vote(self, node: str) -> None:
         """Fault 28: votes are a set of voters, not a number of messages."""

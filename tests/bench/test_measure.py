@@ -64,3 +64,9 @@ def test_file_system_is_that_of_the_longest_mount_point() -> None:
     mounts = "/dev/a / ext4 rw 0 0\ntmpfs /dev/shm tmpfs rw 0 0\nproc /proc proc rw 0 0\n"
     assert measure.file_system(Path("/dev/shm/x"), mounts) == "tmpfs"
     assert measure.file_system(Path("/deviant"), mounts) == "ext4"
+
+
+def test_idle_and_waiting_for_the_disk_are_not_busy() -> None:
+    assert (
+        measure.busy_ticks("cpu  1 2 4 1000 2000 8 16 32 64 128\ncpu0 9 9 9 9 9 9 9 9 9 9\n") == 1 + 2 + 4 + 8 + 16 + 32
+    )

@@ -11,6 +11,7 @@ from raftq.bench.report import Report, save, with_section
 
 MACHINE = measure.Machine(
     cores=2,
+    busy_cores=0.01,
     processor="a processor",
     memory_bytes=8 << 30,
     system="Linux 6.1",
