@@ -18,6 +18,7 @@ import msgspec
 from raftq.client.calls import Call, Caller, Patience
 from raftq.client.errors import NotFound, OutcomeUnknown
 from raftq.client.models import Cluster, Enqueued, Leased, LeasedMessage, Message, NewMessage, Page, Results, Settled
+from raftq.client.names import queue_name
 from raftq.client.transport import AiohttpTransport, Transport
 
 T = TypeVar("T")
@@ -39,7 +40,8 @@ class AsyncClient:
     """A client of one cluster.
 
     urls: one node, or several; the rest and the leader are found from any of them.
-    All operations raise Refused, Unavailable or OutcomeUnknown (`raftq.client.errors`).
+    All operations raise Refused, Unavailable or OutcomeUnknown (`raftq.client.errors`), and ValueError for what cannot
+    be the name of a queue.
     """
 
     def __init__(
@@ -171,7 +173,7 @@ class AsyncClient:
 
 
 def _queue(queue: str, rest: str = "") -> str:
-    return f"/v1/queues/{quote(queue, safe='')}{rest}"
+    return f"/v1/queues/{queue_name(queue)}{rest}"
 
 
 def _request(request_id: RequestId, request_seconds: float | None) -> dict[str, Any]:

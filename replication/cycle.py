@@ -47,7 +47,7 @@ from raftq.storage.machine.apply import Machine
 from raftq.storage.machine.commands import Expire, TakeDigest
 from raftq.storage.machine.entries import Clocks
 from raftq.storage.machine.ports import Meta
-from raftq.storage.machine.replies import Effect, Leased
+from raftq.storage.machine.replies import Effect, Expired, Leased
 from raftq.storage.machine.views import View
 from raftq.storage.overlay import Overlay
 from raftq.storage.writer import Writer
@@ -83,6 +83,8 @@ class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
     tick: float = 0.01
     #: What was only applied is written at most this much later.
     ride: float = 0.05
+    #: Between two steps of expiry, unless the first left something due.
+    expire_pause: float = 0.02
     #: A commit that takes longer costs leadership.
     slow_commit: float = 2.0
     #: The log is cut when this many bytes could go.
@@ -154,10 +156,12 @@ class RaftShard:
         self._seen: tuple[str, str | None, int] = ("follower", None, 0)
         self._leading_term: int | None = None
         self._expiring = False
+        self._expire_from = 0.0
         self._scheduled = False
         self._committing: float | None = None
         self._rode_since: float | None = None
         self._applied_durable = applied
+        self._sent = False
         self._low_disk: dict[str, bool] = {}
         self._stopping = False
         self._closed = False
@@ -504,6 +508,8 @@ class RaftShard:
                 waiter = waiters[position]
                 if waiter is None:
                     self._expiring = False
+                    more = isinstance(reply, Expired) and reply.more
+                    self._expire_from = 0.0 if more else self._monotonic() + self.config.expire_pause
                 elif not waiter.done():
                     messages = machine.deliveries(reply) if type(reply) is Leased else None
                     waiter.set_result(Committed(index, position, reply, messages, wall_ms))
@@ -541,7 +547,7 @@ class RaftShard:
         engine.broadcast()
 
     def _propose_expiry(self, clocks: Clocks) -> None:
-        if self._expiring:
+        if self._expiring or self._monotonic() < self._expire_from:
             return
         lease_due, wall_due = self._machine.next_due()
         if (lease_due is not None and lease_due <= clocks.lease_ms) or (
@@ -576,6 +582,7 @@ class RaftShard:
     # Send and commit
 
     def _send(self, queue: list[tuple[list[str], Message]]) -> None:
+        self._sent = bool(queue)
         for nodes, message in queue:
             self._peers.send(nodes, message)
         queue.clear()
@@ -589,7 +596,7 @@ class RaftShard:
         return rode >= self.config.ride or self._overlay.pending_bytes > self.config.apply_bytes
 
     def _commit(self) -> None:
-        """Hand over one transaction. The loop gets a pass first, so that what was sent leaves before."""
+        """Hand over one transaction; if anything was sent, after a pass of the loop, so that it leaves before."""
         batch = WriteBatch()
         self._journal.collect(batch)
         batch.tables = self._overlay.take()
@@ -600,7 +607,10 @@ class RaftShard:
             batch.meta[ROSTER] = self._roster.encode()
         self._rode_since = None
         self._committing = self._monotonic()
-        self._loop.call_soon(self.writer.commit, batch, self._written)
+        if self._sent:
+            self._loop.call_soon(self.writer.commit, batch, self._written)
+        else:
+            self.writer.commit(batch, self._written)
 
     def _written(self, error: BaseException | None) -> None:
         """In the writer's thread."""

@@ -200,6 +200,13 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         elif now >= self.__raftElectionDeadline:
             self._canvass()
 
+    def resumed(self, took: float) -> None:
+        """No answer could be stepped for `took` seconds, since this node was committing: for check-quorum, which is
+        about the others, that time did not pass. What was confirmed to reads stays as it is."""
+        now = self.clock()
+        for progress in self._progress.values():
+            progress.confirmed = min(progress.confirmed + took, now)
+
     def _tick_leader(self, now: float) -> None:
         if now - self._quorum_confirmed(now) > self.timing.check_quorum:
             self._follow(self.__raftCurrentTerm, None)
@@ -229,12 +236,20 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         peer = self._nodes[node]
         self.__connectedNodes.discard(peer)
         if self.is_leader:
-            self._progress[node].reset()
-            self.__raftNextIndex[peer] = max(self.__raftMatchIndex[peer], self.journal.first_index) + 1
+            self._lost(peer, self._progress[node])
         elif self.__raftLeader == peer:
             self.__raftLeader = None
             self._contact = float("-inf")
             self.__raftElectionDeadline = self.clock() + self.timing.lost_leader_jitter * self.dice()
+
+    def _lost(self, peer: Node, progress: Progress) -> None:
+        """Go back to what `peer` may not have: after its match index, or where an unanswered probe began. Before its
+        first answer in this term the match index is 0, and would mean the whole log."""
+        if not progress.probing:
+            self.__raftNextIndex[peer] = self.__raftMatchIndex[peer] + 1
+        elif progress.in_flight:
+            self.__raftNextIndex[peer] = progress.probe_prev + 1
+        progress.reset()
 
     def propose(self, command: bytes) -> int:
         """Append `command` (type byte and payload) to the leader's log; its index. Fault 25: never parked."""
@@ -416,6 +431,8 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
             return
         term = message["term"]
         asks_for_votes = message["type"] in ("prevote", "vote")
+        if asks_for_votes and self.leader == node:
+            self.__raftLeader = None  # it leads no more, whatever its bytes, this message's too, said of it
         if term > self.__raftCurrentTerm and not asks_for_votes:
             self._follow(term, None)
         handler(self, node, message)
@@ -446,7 +463,8 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
 
     def _send_append(self, node: str, shared: dict[int, Message] | None = None) -> None:
         peer, progress = self._nodes[node], self._progress[node]
-        next_index = self.__raftNextIndex[peer]
+        # The log was cut below what every voter has, which may be more than it said in this term.
+        next_index = max(self.__raftNextIndex[peer], self.journal.first_index + 1)
         message = (shared or {}).get(next_index)
         full = progress.in_flight_bytes >= self.flow.bytes or len(progress.in_flight) >= self.flow.entries
         if full or (progress.probing and progress.in_flight):
@@ -496,9 +514,7 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
             return
         peer, progress = self._nodes[node], self._progress[node]
         progress.applied = message["applied"]
-        sent = self._round_sent(message["round"])
-        if sent is not None and message["round"] > progress.round:
-            progress.round, progress.confirmed = message["round"], sent
+        sent = self._confirm(progress, message["round"])
         self.on_answer(node, message, sent)
         if message["ok"]:
             self._matched(peer, progress, message["match"])
@@ -537,6 +553,18 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
             self._post([target], {"type": "timeout_now", "term": self.__raftCurrentTerm}, held=False)
 
     # Reads and check-quorum
+
+    def _on_echo(self, node: str, message: Message) -> None:
+        """A follower whose commit takes long still follows in this term: that much it can say without promising."""
+        if self.is_leader and message["term"] == self.__raftCurrentTerm:
+            self._confirm(self._progress[node], message["round"])
+
+    def _confirm(self, progress: Progress, number: int) -> float | None:
+        """The follower has echoed round `number`; when that was sent, None if that is too long ago to be known."""
+        sent = self._round_sent(number)
+        if sent is not None and number > progress.round:
+            progress.round, progress.confirmed = number, max(progress.confirmed, sent)
+        return sent
 
     def _round_sent(self, number: int) -> float | None:
         place = number - 1 - (self._round - len(self._rounds))
@@ -669,4 +697,5 @@ _HANDLERS: dict[str, Callable[[SyncObj, str, Message], None]] = {
     "vote": SyncObj._on_vote,
     "vote_answer": SyncObj._on_vote_answer,
     "timeout_now": SyncObj._on_timeout_now,
+    "echo": SyncObj._on_echo,
 }

@@ -51,6 +51,7 @@ from raftq.client.files.output import Output, check_nothing_there
 from raftq.client.files.sidecar import KEEP_SECONDS, TRUST_SECONDS, Sidecar
 from raftq.client.files.spool import Held, runs
 from raftq.client.models import LeasedMessage
+from raftq.client.names import queue_name
 
 #: Of one lease: the most that nodes give.
 LINES_MAX = 1000
@@ -99,7 +100,7 @@ class FileReader:
         progress: Callable[[int, int], None] = lambda _offset, _lines: None,
         reached: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._client, self._queue, self._path = client, queue, path
+        self._client, self._queue, self._path = client, queue_name(queue), path
         self._until_empty, self._lease_seconds, self._lines_max = until_empty, lease_seconds, lines_max
         self._progress, self._reached = progress, reached
         self._spool = path.with_name(path.name + ".raftq-read.lines")

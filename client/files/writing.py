@@ -39,6 +39,7 @@ from raftq.client.errors import FileRefused
 from raftq.client.files.lines import Pointer, messages, pointer_message, side_queue
 from raftq.client.files.sidecar import KEEP_SECONDS, TRUST_SECONDS, Sidecar
 from raftq.client.files.source import Batch, Identity, Limits, LongLine, SourceFile
+from raftq.client.names import queue_name
 
 #: At most this much is sent again after a crash.
 SAVE_SECONDS = 1.0
@@ -96,7 +97,7 @@ class FileWriter:
         progress: Callable[[int], None] = lambda _: None,
         reached: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._client, self._queue, self._path = client, queue, path
+        self._client, self._queue, self._path = client, queue_name(queue), path
         self._limits = limits or Limits()
         self._save_seconds = save_seconds
         self._progress, self._reached = progress, reached

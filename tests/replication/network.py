@@ -85,6 +85,10 @@ class Network:
         self.linked: set[tuple[str, str]] = set()
         self.committed: dict[int, tuple[int, bytes]] = {}
         self.leaders: dict[int, str] = {}
+        #: (voter, term) -> whom it told that it has its vote.
+        self.votes: dict[tuple[str, int], str] = {}
+        #: Stopped as by SIGSTOP: nothing is stepped, and what is sent to them waits.
+        self.paused: set[str] = set()
         for source in self.names:
             for target in self.names:
                 self.link(source, target)
@@ -113,6 +117,7 @@ class Network:
                 self[source].engine.disconnected(target)
 
     def crash(self, name: str) -> None:
+        self.paused.discard(name)
         self[name].crash()
         for other in self.names:
             self.unlink(other, name)
@@ -138,8 +143,24 @@ class Network:
 
     def post(self, queue: list[tuple[list[str], Message]], source: str) -> None:
         for nodes, message in queue:
+            for node in nodes:
+                self.check_promise(source, node, message)
             self.wire += [(source, node, message) for node in nodes if (source, node) in self.linked]
         queue.clear()
+
+    def check_promise(self, source: str, target: str, message: Message) -> None:
+        """What leaves a node is durable there, and one vote a term is all that it ever gives."""
+        engine, journal = self[source].engine, self[source].journal
+        kind, now = message["type"], message["term"] == engine.term
+        if kind in ("vote", "vote_answer", "append_answer"):
+            durable = Environment.meta(self[source].environment, "term") or u64(0)
+            assert message["term"] <= int.from_bytes(durable, "big") or message["term"] == 0, f"{source}: {message}"
+        if kind == "vote_answer" and message["granted"]:
+            assert self.votes.setdefault((source, message["asked"]), target) == target, f"{source} voted twice"
+        if kind == "vote":
+            assert self.votes.setdefault((source, message["term"]), source) == source, f"{source} voted twice"
+        if kind == "append_answer" and message["ok"] and now:
+            assert message["match"] <= journal.durable_index, f"{source} told what is not durable: {message}"
 
     def cycle(self, name: str, *, commit: bool = True) -> None:
         """One cycle of a member after it was stepped."""
@@ -157,13 +178,14 @@ class Network:
     def deliver(self, place: int = 0, *, commit: bool = True) -> None:
         source, target, message = self.wire.pop(place)
         if self[target].up:
+            self[target].engine.contact(source)
             self[target].engine.step(source, message)
             self.cycle(target, commit=commit)
 
     def tick(self, seconds: float = 0.01, names: list[str] | None = None) -> None:
         self.now += seconds
         for name in names or self.names:
-            if self[name].up:
+            if self[name].up and name not in self.paused:
                 self[name].engine.tick()
                 self.cycle(name)
 
@@ -190,8 +212,22 @@ class Network:
         """Election safety, state machine safety, and what is committed never changes."""
         engine, journal = self[name].engine, self[name].journal
         if engine.is_leader:
+            if engine.term not in self.leaders:
+                self.check_complete(name)
             assert self.leaders.setdefault(engine.term, name) == name, f"two leaders in term {engine.term}"
         for index in range(max(journal.first_index, engine.commit_index - 20), engine.commit_index + 1):
             command, _, term = journal.entries(index, 0, 1)[0]
             known = self.committed.setdefault(index, (term, command))
             assert known == (term, command), f"{name} committed another entry at {index}"
+
+    def check_complete(self, name: str) -> None:
+        """Leader completeness: a new leader has all that any node knows to be committed."""
+        journal = self[name].journal
+        for index, (term, _) in self.committed.items():
+            if index >= journal.first_index:
+                assert journal.term_at(index) == term, f"{name} leads without the committed entry {index}"
+
+    def compact(self, name: str) -> None:
+        """Cut the log as the cycle does."""
+        member = self[name]
+        member.journal.compact_below(min(member.engine.compactable, member.environment.applied()))

@@ -30,9 +30,14 @@ def free_addresses(count: int) -> list[str]:
 
 class Shards:
     def __init__(
-        self, folder: Path, size: int = 3, wall: Callable[[str], float] = lambda _name: time.time(), **settings: Any
+        self,
+        folder: Path,
+        size: int = 3,
+        wall: Callable[[str], float] = lambda _name: time.time(),
+        monotonic: Callable[[str], float] = lambda _name: time.monotonic(),
+        **settings: Any,
     ) -> None:
-        self.folder, self.wall, self.settings = folder, wall, settings
+        self.folder, self.wall, self.monotonic, self.settings = folder, wall, monotonic, settings
         self.voters = {f"n{number}": address for number, address in enumerate(free_addresses(size), 1)}
         self.running: dict[str, RaftShard] = {}
         self.boots: dict[str, int] = {}
@@ -58,6 +63,7 @@ class Shards:
             environment,
             on_fatal=lambda error: self.fatal.setdefault(name, error),
             wall=lambda: self.wall(name),
+            monotonic=lambda: self.monotonic(name),
         )
         await shard.start()
         self.running[name] = shard

@@ -83,11 +83,11 @@ def test_a_leader_whose_own_clock_is_wrong_learns_it_from_the_others() -> None:
 def test_a_follower_compares_its_clock_with_the_leaders_time() -> None:
     hands = Hands()
     clock = hands.clock()
-    clock.follow(0)
+    clock.follow(0, 0)
     assert clock.offset_ms is None
-    clock.follow(wall_ms(hands, 1500))
+    clock.follow(wall_ms(hands, 1500), 0)
     assert clock.far_off
-    clock.follow(wall_ms(hands, 3))
+    clock.follow(wall_ms(hands, 3), 0)
     assert not clock.far_off
 
 
@@ -124,3 +124,52 @@ def test_of_two_clocks_the_lower_counts() -> None:
     assert now is not None
     assert now.wall_ms == wall_ms(hands)
     assert not clock.far_off
+
+
+def test_a_comparison_with_a_leader_that_is_gone_does_not_keep_a_node_from_leading_for_ever() -> None:
+    hands = Hands()
+    clock = hands.clock()
+    clock.follow(wall_ms(hands, 1500), 0)
+    assert clock.far_off
+    hands.pass_(4)
+    assert clock.far_off
+    hands.pass_(2)
+    assert not clock.far_off
+
+
+def test_followers_are_told_the_median_also_when_cluster_time_is_ahead_of_it() -> None:
+    """All clocks were an hour ahead for a while. Told the time of entries, every follower would find itself far off."""
+    hands = Hands()
+    clock = hands.clock()
+    clock.lead(Clocks(0, wall_ms(hands, 3_600_000)), quorum=2)
+    assert clock.median_ms() == 0
+    clock.answered("b", wall_ms(hands), hands.monotonic)
+    now = clock.now()
+    assert now is not None
+    assert now.wall_ms == wall_ms(hands, 3_600_000)
+    assert clock.median_ms() == wall_ms(hands)
+
+
+def test_lease_time_goes_on_from_what_the_last_leader_told_without_an_entry() -> None:
+    """No entry, an hour of a leader's time, and a new leader every 20 seconds: a lease of 30 must end all the same."""
+    hands = Hands()
+    clock = hands.clock()
+    clock.follow(wall_ms(hands), 20_000)
+    clock.lead(Clocks(5000, 0), quorum=1)
+    hands.pass_(1)
+    now = clock.now()
+    assert now is not None
+    assert now.lease_ms == 21_000
+
+
+def test_leadership_goes_to_a_node_whose_clock_is_right() -> None:
+    hands = Hands()
+    clock = hands.clock()
+    clock.lead(Clocks(0, 0), quorum=2)
+    clock.answered("b", wall_ms(hands, -5000), hands.monotonic)
+    clock.answered("c", wall_ms(hands, -10_000), hands.monotonic)
+    clock.now()
+    assert clock.far_off
+    assert clock.near("b")
+    assert not clock.near("c")
+    assert not clock.near("d")

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from raftq.replication.cycle import RaftShard
 from raftq.replication.peers import Hello
 from raftq.replication.roster import Roster
 from raftq.replication.shard import DiskReserve, NotLeader, OutcomeUnknown, Overloaded, Stopping
+from raftq.storage import digest
+from raftq.storage.environment import WriteBatch
 from raftq.storage.failures import StorageFailed
 from raftq.storage.machine import commands
+from raftq.storage.overlay import Overlay
+from raftq.storage.writer import Done
 from tests.replication.shards import QUEUE, drain, enqueue, lease, shards, until
 
 
@@ -247,3 +254,166 @@ async def test_a_leader_whose_clock_is_far_off_hands_leadership_over(tmp_path: P
         assert other.config.node_id != "n1"
         committed = await other.propose(enqueue(b"1"))
         assert abs(committed.wall_ms - time.time() * 1000) < 1000
+
+
+class LongCommit:
+    """The next commit of `shard` lands only when the test says so, and takes as long as the test says."""
+
+    def __init__(self, shard: RaftShard, clocks: dict[str, float]) -> None:
+        self._shard, self._clocks = shard, clocks
+        self._done: list[Callable[[], None]] = []
+        self._commit = shard.writer.commit
+        shard.writer.commit = self._hold  # type: ignore[method-assign]
+
+    def _hold(self, batch: WriteBatch, done: Done) -> None:
+        self._shard.writer.commit = self._commit  # type: ignore[method-assign]
+        self._commit(batch, lambda error: self._done.append(lambda: done(error)))
+
+    async def takes(self, seconds: float) -> None:
+        await until(lambda: bool(self._done))
+        name = self._shard.config.node_id
+        self._clocks[name] = self._clocks.get(name, 0.0) + seconds
+
+    def land(self) -> None:
+        self._done.pop()()
+
+
+async def test_a_commit_of_a_second_does_not_cost_leadership(tmp_path: Path) -> None:
+    clocks: dict[str, float] = {}
+    async with shards(tmp_path, monotonic=lambda name: time.monotonic() + clocks.get(name, 0.0)) as cluster:
+        leader = await cluster.leader()
+        await leader.propose(enqueue(b"1"))
+        term = leader.status().term
+        commit = LongCommit(leader, clocks)
+        pending = leader.propose(enqueue(b"2"))
+        await commit.takes(1.0)
+        commit.land()
+        await pending
+        assert (leader.status().role, leader.status().term) == ("leader", term)
+
+
+async def test_while_a_commit_hangs_clients_are_answered_and_sent_away(tmp_path: Path) -> None:
+    """A disk that hangs: the leader cannot step down, as nothing is stepped, but nobody waits for it for ever."""
+    clocks: dict[str, float] = {}
+    async with shards(tmp_path, monotonic=lambda name: time.monotonic() + clocks.get(name, 0.0)) as cluster:
+        leader = await cluster.leader()
+        await leader.propose(enqueue(b"1"))
+        commit = LongCommit(leader, clocks)
+        pending = leader.propose(enqueue(b"2"))
+        await commit.takes(0.0)
+        waiting, reading = leader.propose(enqueue(b"3")), leader.read()
+        await commit.takes(2.5)
+        with pytest.raises(OutcomeUnknown):
+            await pending
+        for refused in (waiting, reading):
+            with pytest.raises(NotLeader) as told:
+                await refused
+            assert told.value.leader is None
+        with pytest.raises(NotLeader):
+            leader.propose(enqueue(b"4"))
+        assert not leader.status().ready
+        commit.land()
+        assert len(await drain(await cluster.leader())) in (1, 2)
+
+
+async def test_a_follower_says_that_it_follows_while_its_commit_takes_long(tmp_path: Path) -> None:
+    clocks: dict[str, float] = {}
+    async with shards(tmp_path, monotonic=lambda name: time.monotonic() + clocks.get(name, 0.0)) as cluster:
+        leader = await cluster.leader()
+        await leader.propose(enqueue(b"1"))
+        followers = [shard for shard in cluster.running.values() if shard is not leader]
+        commits = [LongCommit(shard, clocks) for shard in followers]
+        pending = leader.propose(enqueue(b"2"))
+        for commit in commits:
+            await commit.takes(1.0)
+        view = await leader.read()
+        assert view.ready(QUEUE) == 1
+        assert not pending.done()
+        for commit in commits:
+            commit.land()
+        await pending
+
+
+async def test_a_node_that_never_comes_to_rest_stops_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A follower under load has always something that rides, or a commit that runs."""
+    async with shards(tmp_path) as cluster:
+        leader = await cluster.leader()
+        follower = next(name for name, shard in cluster.running.items() if shard is not leader)
+        pending = property(lambda _overlay: 1, lambda _overlay, _bytes: None)
+        monkeypatch.setattr(Overlay, "pending_bytes", pending, raising=False)
+        async with asyncio.timeout(10):
+            await cluster.stop(follower)
+
+
+async def test_a_commit_is_not_handed_to_a_writer_that_was_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait in the loop for a thread that is gone."""
+    async with shards(tmp_path, size=1) as cluster:
+        leader = await cluster.leader()
+        await until(lambda: leader.status().commit_index == leader.status().last_index)
+        pending = leader.propose(enqueue(b"1"))
+        leader._run()
+        done: list[str] = []
+        close = leader.writer.close
+        monkeypatch.setattr(leader.writer, "commit", lambda *_: done.append("commit"))
+        monkeypatch.setattr(leader.writer, "close", lambda: (done.append("close"), close()))
+        await cluster.kill("n1")
+        await asyncio.sleep(0)
+        assert done == ["close"]
+        with pytest.raises(OutcomeUnknown):
+            await pending
+
+
+async def test_a_read_rides_with_the_round_of_an_entry(tmp_path: Path) -> None:
+    async with shards(tmp_path) as cluster:
+        leader = await cluster.leader()
+        await leader.propose(enqueue(b"1"))
+        rounds = leader._engine.round
+        read, written = leader.read(), leader.propose(enqueue(b"2"))
+        leader._run()
+        assert leader._engine.round == rounds + 1
+        await asyncio.gather(read, written)
+
+
+async def test_what_a_node_has_acknowledged_is_known_after_a_restart(tmp_path: Path) -> None:
+    """It was kept only when a peer's identity changed, so a copy of its folder of an hour ago came in unnoticed."""
+    async with shards(tmp_path) as cluster:
+        leader = await cluster.leader()
+        name = leader.config.node_id
+
+        def kept() -> Roster:
+            return Roster("test", cluster.voters, leader.environment.meta("roster"))
+
+        behind = leader.status().last_index
+        for number in range(10):
+            await leader.propose(enqueue(str(number).encode()))
+        leader._disk_checked = float("-inf")
+        await leader.propose(enqueue(b"last"))
+        await until(lambda: all(kept().match(other) > behind + 5 for other in cluster.voters if other != name))
+
+
+async def test_a_digest_that_is_being_taken_ends_before_the_environment_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that reads a map which is no longer there ends the process."""
+    begun, ended = threading.Event(), threading.Event()
+    hashing = digest.State.digest
+
+    def slowly(state: digest.State) -> str:
+        begun.set()
+        time.sleep(0.05)
+        found = hashing(state)
+        ended.set()
+        return found
+
+    monkeypatch.setattr(digest.State, "digest", slowly)
+    async with shards(tmp_path, size=1) as cluster:
+        leader = await cluster.leader()
+        asked = asyncio.create_task(leader.digest(within=0.0))
+        await until(begun.is_set)
+        await cluster.kill("n1")
+        assert ended.is_set()
+        await asked

@@ -35,6 +35,17 @@ def test_a_lease_is_returned_in_steps(hands: Hands) -> None:
     assert hands.info().ready == 7
 
 
+def test_a_settled_lease_costs_a_step_too(hands: Hands) -> None:
+    """Most leases that pass are settled: removing thousands of them at once would stop the loop."""
+    hands.enqueue(b"a", b"b", b"c")
+    for _ in range(3):
+        hands.settle(hands.lease(1), 0)
+    hands.lease_ms += 30_000
+    assert hands.do(Expire(2)) == Expired(0, 0, 0, more=True)
+    assert len(hands.keys(keys.LEASE)) == 1
+    assert hands.do(Expire(2)) == Expired(0, 0, 0, more=False)
+
+
 def test_a_delay_passes_in_steps(hands: Hands) -> None:
     hands.enqueue(*[b"x"] * 5, delay_ms=1_000)
     hands.wall_ms += 1_000

@@ -217,6 +217,18 @@ def test_a_group_that_was_settled_needs_no_deadline_of_its_own(hands: Hands) -> 
     assert hands.machine.next_due()[0] == hands.lease_ms + 5_000
 
 
+def test_every_slot_has_a_deadline_while_groups_pass_one_after_the_other(hands: Hands) -> None:
+    hands.enqueue(*BODIES[:3])
+    leased = hands.lease(lease_ms=1_000)
+    hands.settle(leased, 1, kind=Extend, lease_ms=3_000)
+    hands.settle(leased, 2, kind=Extend, lease_ms=5_000)
+    for left_ms in (2_000, 2_000, None):
+        hands.lease_ms = hands.machine.next_due()[0]
+        assert hands.do(Expire()).leases == 1
+        assert hands.machine.next_due()[0] == (left_ms and hands.lease_ms + left_ms)
+    assert hands.keys(keys.LEASE) == []
+
+
 def test_a_deadline_may_be_moved_forward(hands: Hands) -> None:
     hands.enqueue(b"a", b"b")
     leased = hands.lease()
