@@ -1,7 +1,7 @@
 # What a developer does, by name. `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format types contracts bench failover steady ci-cluster docs clean
+.PHONY: help setup run test lint format types contracts bench failover steady filecopy ci-cluster docs clean
 
 DATA ?= data
 MINUTES ?= 10
@@ -50,6 +50,9 @@ failover: setup ## Measure how long a killed leader costs
 
 steady: setup ## Full load for MINUTES=10: no election without a fault
 	.venv/bin/python -m raftq.bench steady --data $(DATA) --minutes $(MINUTES)
+
+filecopy: setup ## A file of LINES=100000 through a cluster whose leader is killed every 5 seconds
+	.venv/bin/python -m tests.cluster.filecopy $(if $(LINES),--lines $(LINES))
 
 ci-cluster: setup ## Run the tests on clusters of real processes
 	.venv/bin/pytest -m cluster

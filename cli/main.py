@@ -6,6 +6,7 @@ What it imports at the top is only what a Python too old for raftq can read.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -18,6 +19,7 @@ def main() -> NoReturn:
     """Runs the command line of this process and ends it with an exit code of `raftq.node.exits`."""
     try:
         refuse_unsupported()
+        hear_ctrl_c()
         sys.exit(run(sys.argv[1:]))
     except Fatal as error:
         end(error.code, str(error))
@@ -32,6 +34,12 @@ def refuse_unsupported() -> None:
         raise Fatal(Exit.UNSUPPORTED_SYSTEM, f"raftq runs on Linux and macOS, not {sys.platform}: use a container")
     if sys.maxsize < 2**32:
         raise Fatal(Exit.UNSUPPORTED_SYSTEM, "raftq needs a 64-bit Python: its environment is mapped into memory")
+
+
+def hear_ctrl_c() -> None:
+    """Also when a shell script started this in the background, and so with SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run(arguments: list[str]) -> int:

@@ -62,7 +62,7 @@ class AiohttpTransport:
             ) as response:
                 return Answer(response.status, response.headers, await response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
-            raise NotSent(str(error)) from error
+            raise NotSent(f"{exchange.url} cannot be reached: {_cause(error)}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Lost(str(error) or type(error).__name__) from error
 
@@ -76,3 +76,9 @@ class AiohttpTransport:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+
+def _cause(error: Exception) -> str:
+    """What the system says: aiohttp adds words that are of no use to a person."""
+    below = getattr(error, "os_error", error)
+    return getattr(below, "strerror", None) or str(below) or type(below).__name__

@@ -3,7 +3,7 @@
 Lease time is the sum of what leaders measured on their monotonic clocks while they led: a jump of any wall clock
 neither ends nor lengthens a lease, and time without a leader does not count. Wall time is the median of a quorum's
 clocks, and never goes back. Invariant: both only grow from entry to entry, across leaders, because a new leader begins
-with the clocks of the last entry in its log.
+with the clocks of the last entry in its log, or with a later lease time that the last leader told it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ class ClusterClock:
         self._since = 0.0
         self._last = Clocks(0, 0)
         self._quorum = 1
+        #: Lease time as the last leader told it, and when this node's clock was last compared with others'.
+        self._told_lease_ms = 0
+        self._compared = 0.0
         #: Follower -> (its wall clock less our monotonic one in milliseconds, when that was measured). Not against our
         #: wall clock: a jump of that one must not move the others'.
         self._found: dict[str, tuple[float, float]] = {}
@@ -36,8 +39,9 @@ class ClusterClock:
         self.offset_ms: float | None = None
 
     def lead(self, last: Clocks, quorum: int) -> None:
-        """Begin to lead after an entry of the clocks `last`; nothing is told before `quorum` clocks are known."""
-        self._base = self._last = last
+        """Begin to lead after an entry of the clocks `last`; nothing is told before `quorum` clocks are known. Lease
+        time goes on from what the last leader told, else leaders that follow each other fast would never end one."""
+        self._base = self._last = Clocks(max(last.lease_ms, self._told_lease_ms), last.wall_ms)
         self._since = self._monotonic()
         self._quorum = quorum
         self._found.clear()
@@ -55,10 +59,12 @@ class ClusterClock:
             return
         self._found[node] = (wall_ms - (sent + trip / 2) * 1000, now)
 
-    def follow(self, wall_ms: int) -> None:
-        """Follower: the leader says that cluster time is `wall_ms` (0: it does not know yet)."""
+    def follow(self, wall_ms: int, lease_ms: int) -> None:
+        """Follower: the leader says that the quorum's median is `wall_ms` (0: it does not know yet), and lease time."""
         if wall_ms:
             self.offset_ms = self._wall() * 1000 - wall_ms
+            self._compared = self._monotonic()
+            self._told_lease_ms = max(self._told_lease_ms, lease_ms)
 
     def now(self) -> Clocks | None:
         """Leader: the clocks for an entry proposed now; None before a quorum's clocks are known."""
@@ -68,6 +74,7 @@ class ClusterClock:
         own = self._wall() * 1000 - monotonic * 1000
         median = self._median(own)
         self.offset_ms = own - median
+        self._compared = monotonic
         lease_ms = self._base.lease_ms + int((monotonic - self._since) * 1000)
         wall_ms = int(monotonic * 1000 + median)
         self._last = Clocks(max(self._last.lease_ms, lease_ms), max(self._last.wall_ms, wall_ms))
@@ -78,6 +85,22 @@ class ClusterClock:
         found = sorted([own, *(found for found, _ in self._found.values())])
         return found[(len(found) - 1) // 2]
 
+    def median_ms(self) -> int:
+        """Leader: the quorum's clock, which the time of entries may be ahead of; 0 before it is known."""
+        if len(self._found) + 1 < self._quorum or self.offset_ms is None:
+            return 0
+        return int(self._wall() * 1000 - self.offset_ms)
+
+    def near(self, node: str) -> bool:
+        """Leader: the clock of `node` is known, and not too far off to lead."""
+        if node not in self._found:
+            return False
+        offset_ms = self._found[node][0] + self._monotonic() * 1000 - self.median_ms()
+        return abs(offset_ms) <= OFFSET_MS_MAX
+
     @property
     def far_off(self) -> bool:
-        return self.offset_ms is not None and abs(self.offset_ms) > OFFSET_MS_MAX
+        """For as long as the comparison is fresh: without a leader to compare with, any node may become one."""
+        if self.offset_ms is None or self._monotonic() - self._compared > _SAMPLE_AGE_MAX:
+            return False
+        return abs(self.offset_ms) > OFFSET_MS_MAX

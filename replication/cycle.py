@@ -166,6 +166,8 @@ class RaftShard:
         self._stopping = False
         self._closed = False
         self._complained = 0.0
+        #: Once a second: what peers have acknowledged is written with the next batch.
+        self._keep_roster = False
         self._disk_checked = float("-inf")
         self._ticked = 0.0
 
@@ -182,11 +184,15 @@ class RaftShard:
     async def stop(self, grace: float = 5.0) -> None:
         """Refuse what is new, answer what is in flight, hand leadership over, write what rides, and close."""
         self._stopping = True
+        self._engine.may_lead = False
         deadline = self._monotonic() + grace
         while (self._waiting or self._proposals) and not self._closed and self._monotonic() < deadline:
             await asyncio.sleep(0.005)
         await self._hand_over(within=1.0)
+        deadline = self._monotonic() + 1.0  # under load it never rests; what is not written can be applied again
         while (self._committing is not None or self._overlay.pending_bytes) and not self._closed:
+            if self._monotonic() > deadline:
+                break
             self._rode_since = float("-inf")
             self._schedule()
             await asyncio.sleep(0.002)
@@ -212,6 +218,7 @@ class RaftShard:
             self._ticker.cancel()
             self._deposed()
         await self._peers.close()
+        await self._digests.settled()
         await self._loop.run_in_executor(None, self.writer.close)
         self._overlay.close()
 
@@ -243,8 +250,13 @@ class RaftShard:
     def _check_leading(self) -> None:
         if self._stopping or self._closed:
             raise Stopping("the node is shutting down")
-        if not self._engine.is_leader:
-            raise NotLeader(self._engine.leader)
+        if not self._engine.is_leader or self._leading_term is None:
+            raise NotLeader(self._other_leader())
+
+    def _other_leader(self) -> str | None:
+        """Never this node: one that leads and cannot act, since its commit hangs, sends nobody to itself."""
+        leader = self._engine.leader
+        return leader if leader != self._engine.id else None
 
     def stale(self) -> View:
         return self._machine.view()
@@ -258,6 +270,8 @@ class RaftShard:
         chosen = target or engine.most_advanced()
         if chosen is None:
             raise OutcomeUnknown("no follower is connected")
+        if not self._peers.reachable(chosen):  # proposals would wait for nothing
+            raise OutcomeUnknown(f"{chosen} is not connected")
         deadline = self._monotonic() + within
         while self._monotonic() < deadline and not self._closed:
             if engine.leader is not None and not engine.is_leader:
@@ -353,18 +367,31 @@ class RaftShard:
         late = now - self._ticked > self.config.timing.heartbeat
         self._ticked = now
         if self._committing is not None:
-            self._ping(now)
+            self._while_committing(now - self._committing)
         elif late:  # this process stood still: what has arrived meanwhile is read before anyone is given up
             self._loop.call_later(0.001, self._schedule)
         else:
             self._schedule()
 
-    def _ping(self, now: float) -> None:
-        """While a long commit runs, the bytes of a ping tell followers that the leader lives."""
-        assert self._committing is not None
-        took = now - self._committing
-        if self._engine.is_leader and self.config.timing.heartbeat / 2 < took < self.config.slow_commit:
-            self._peers.send([node for node in self.config.voters if node != self._engine.id], {"type": "ping"})
+    def _while_committing(self, took: float) -> None:
+        """A commit that takes long: the node says that it lives, and after a while that it is of no use."""
+        if took > self.config.slow_commit:
+            if self._leading_term is not None:
+                self._deposed()
+        elif took > self.config.timing.heartbeat / 2:
+            self._ping()
+
+    def _ping(self) -> None:
+        """The bytes of a ping tell followers that the leader lives; an echo of its last round tells a leader that a
+        follower does, for reads and check-quorum. Neither promises anything."""
+        engine = self._engine
+        if engine.is_leader:
+            self._peers.send([node for node in self.config.voters if node != engine.id], {"type": "ping"})
+            return
+        for node, message in reversed(self._inbox):
+            if node == engine.leader and message["type"] == "append" and message["term"] == engine.term:
+                self._peers.send([node], {"type": "echo", "term": engine.term, "round": message["round"]})
+                return
 
     # The cycle
 
@@ -372,6 +399,7 @@ class RaftShard:
         self._scheduled = False
         if self._closed or self._committing is not None:
             return
+        round_before = self._engine.round
         try:
             self._take_inbox()
             self._engine.tick()
@@ -379,7 +407,7 @@ class RaftShard:
             self._look_at_disk_and_clock()
             self._apply()
             self._batch()
-            self._begin_reads()
+            self._begin_reads(round_before)
             self._compact()
             self._send(self._engine.outbox)
             self._end_reads()
@@ -388,6 +416,7 @@ class RaftShard:
             else:
                 self._send(self._engine.held)
                 self._campaign_in_time()
+            self._sent = False
         except Exception as error:
             self._fatal(error)
 
@@ -462,7 +491,7 @@ class RaftShard:
         futures: list[asyncio.Future[Any]] = [waiter for _, waiter in proposals if waiter is not None]
         for future in futures + reads:
             if not future.done():
-                future.set_exception(NotLeader(self._engine.leader))
+                future.set_exception(NotLeader(self._other_leader()))
 
     # Apply
 
@@ -540,8 +569,9 @@ class RaftShard:
             waiters.append(waiter)
             size += len(command)
         self._proposal_bytes -= size
-        index = engine.propose(entries.encode(clocks, batch, REGULAR))
-        self._waiting[index] = waiters
+        index = self._journal.last_index + 1
+        self._waiting[index] = waiters  # first: whatever fails from here on, they are answered
+        engine.propose(entries.encode(clocks, batch, REGULAR))
         self._uncommitted.append((index, size))
         self._uncommitted_bytes += size
         engine.broadcast()
@@ -559,12 +589,14 @@ class RaftShard:
 
     # Linearizable reads: only rounds begun after a read count for it (thesis, 6.4)
 
-    def _begin_reads(self) -> None:
+    def _begin_reads(self, round_before: int) -> None:
+        """A round that began in this cycle, for an entry or as a heartbeat, will do: it has not left yet."""
         engine = self._engine
         if not self._new_reads or not engine.own_term_committed:
             return
         reads, self._new_reads = self._new_reads, []
-        engine.broadcast()
+        if engine.round == round_before:
+            engine.broadcast()
         self._reads.extend((engine.commit_index, engine.round, future) for future in reads)
 
     def _end_reads(self) -> None:
@@ -582,7 +614,7 @@ class RaftShard:
     # Send and commit
 
     def _send(self, queue: list[tuple[list[str], Message]]) -> None:
-        self._sent = bool(queue)
+        self._sent = self._sent or bool(queue)
         for nodes, message in queue:
             self._peers.send(nodes, message)
         queue.clear()
@@ -603,13 +635,18 @@ class RaftShard:
         self._applied_next = self._engine.applied_index
         batch.meta["applied"] = _U64.pack(self._applied_next)
         batch.meta["clocks"] = _CLOCKS.pack(*self._clocks)
-        if self._roster.dirty:
+        if self._roster.dirty or (self._roster.changed and self._keep_roster):
+            self._keep_roster = False
             batch.meta[ROSTER] = self._roster.encode()
         self._rode_since = None
         self._committing = self._monotonic()
         if self._sent:
-            self._loop.call_soon(self.writer.commit, batch, self._written)
+            self._loop.call_soon(self._write, batch)
         else:
+            self._write(batch)
+
+    def _write(self, batch: WriteBatch) -> None:
+        if not self._closed:  # else the writer may be, and the loop would wait for a thread that is gone
             self.writer.commit(batch, self._written)
 
     def _written(self, error: BaseException | None) -> None:
@@ -619,6 +656,8 @@ class RaftShard:
 
     def _landed(self, error: BaseException | None) -> None:
         """Durable: only now do answers and votes leave, and does the leader count itself."""
+        assert self._committing is not None
+        took = self._monotonic() - self._committing
         self._committing = None
         if self._closed:
             return
@@ -631,6 +670,8 @@ class RaftShard:
             self._applied_durable = self._applied_next
             if self._digests.due:
                 self._digests.begin(self._loop, self._announce_digest)
+            if took < self.config.slow_commit:
+                self._engine.resumed(took)
             self._engine.durable()
             self._send(self._engine.held)
         except Exception as failure:
@@ -662,13 +703,13 @@ class RaftShard:
 
     def _append_extra(self) -> Message:
         clocks = self._clock.now() if self._engine.is_leader else None
-        return {"wall": clocks.wall_ms if clocks else 0}
+        return {"wall": self._clock.median_ms(), "lease": clocks.lease_ms if clocks else 0}
 
     def _answer_extra(self) -> Message:
         return {"wall": self._clock.own_wall_ms(), "low": self._low_disk.get(self._engine.id, False)}
 
     def _on_append(self, _node: str, message: Message) -> None:
-        self._clock.follow(message["wall"])
+        self._clock.follow(message["wall"], message["lease"])
 
     def _on_answer(self, node: str, message: Message, sent: float | None) -> None:
         if sent is not None:
@@ -682,10 +723,11 @@ class RaftShard:
         if now - self._disk_checked < 1.0:
             return
         self._disk_checked = now
+        self._keep_roster = True
         self._low_disk[self._engine.id] = self.environment.free_bytes() < self.config.disk_reserve_bytes
         far_off = self._clock.far_off
-        self._engine.may_lead = not far_off
-        if far_off and self._engine.is_leader and (target := self._engine.most_advanced()):
+        self._engine.may_lead = not far_off and not self._stopping
+        if far_off and self._engine.is_leader and (target := self._engine.most_advanced(self._clock.near)):
             self._engine.transfer(target)
         if now - self._complained > 60.0:
             self._complain(now, far_off)

@@ -42,6 +42,10 @@ class Digests:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def settled(self) -> None:
+        """No thread reads the environment any more: it may be closed."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     @staticmethod
     async def _hash(state: digest.State, announce: Callable[[int, str], None]) -> None:
         announce(state.applied, await asyncio.to_thread(state.digest))

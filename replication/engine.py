@@ -236,20 +236,11 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         peer = self._nodes[node]
         self.__connectedNodes.discard(peer)
         if self.is_leader:
-            self._lost(peer, self._progress[node])
+            self._progress[node].reset()  # the next index stays: a refused probe says how far to go back
         elif self.__raftLeader == peer:
             self.__raftLeader = None
             self._contact = float("-inf")
             self.__raftElectionDeadline = self.clock() + self.timing.lost_leader_jitter * self.dice()
-
-    def _lost(self, peer: Node, progress: Progress) -> None:
-        """Go back to what `peer` may not have: after its match index, or where an unanswered probe began. Before its
-        first answer in this term the match index is 0, and would mean the whole log."""
-        if not progress.probing:
-            self.__raftNextIndex[peer] = self.__raftMatchIndex[peer] + 1
-        elif progress.in_flight:
-            self.__raftNextIndex[peer] = progress.probe_prev + 1
-        progress.reset()
 
     def propose(self, command: bytes) -> int:
         """Append `command` (type byte and payload) to the leader's log; its index. Fault 25: never parked."""
@@ -287,10 +278,12 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
             self._transfer = (target, self.clock() + self.timing.election_max)
             self._try_transfer()
 
-    def most_advanced(self) -> str | None:
-        """The connected follower to hand leadership to, or None."""
-        found = [(self.__raftMatchIndex[node], node.id) for node in self.__connectedNodes if node in self.__otherNodes]
-        return max(found)[1] if self.is_leader and found else None
+    def most_advanced(self, fit: Callable[[str], bool] = lambda _node: True) -> str | None:
+        """The connected and fit follower to hand leadership to, or None."""
+        if not self.is_leader:
+            return None
+        found = [(self.__raftMatchIndex[node], node.id) for node in self.__connectedNodes if fit(node.id)]
+        return max(found)[1] if found else None
 
     # Elections
 

@@ -25,7 +25,8 @@ class Roster:
     def __init__(self, cluster_id: str, voters: dict[str, str], stored: bytes | None) -> None:
         self._cluster_id, self._voters = cluster_id, voters
         self._known = msgspec.msgpack.decode(stored, type=dict[str, Known]) if stored else {}
-        self.dirty = False
+        #: To be written now, and whenever something is.
+        self.dirty = self.changed = False
 
     def admit(self, hello: Hello) -> str | None:
         """Why `hello` may not take part, or None."""
@@ -65,11 +66,15 @@ class Roster:
             self.dirty = True
 
     def matched(self, node: str, index: int) -> None:
-        """`node` has acknowledged the committed entries up to `index`. Kept with the next write that happens anyway."""
+        """`node` has acknowledged the committed entries up to `index`. Kept with a write that happens anyway."""
         known = self._known.get(node)
         if known is not None and index > known.match:
             known.match = index
+            self.changed = True
+
+    def match(self, node: str) -> int:
+        return self._known[node].match if node in self._known else 0
 
     def encode(self) -> bytes:
-        self.dirty = False
+        self.dirty = self.changed = False
         return msgspec.msgpack.encode(self._known)

@@ -67,6 +67,8 @@ def piece(message: LeasedMessage) -> Piece:
 
 
 def _pointer(attributes: dict[str, Any]) -> Pointer | None:
+    if "raftq_line" not in attributes:
+        return None
     side_queue, parts, line_bytes = (attributes.get(key) for key in ("raftq_line", "raftq_parts", "raftq_bytes"))
     if not isinstance(side_queue, str) or not _SIDE_QUEUE.fullmatch(side_queue):
         return None

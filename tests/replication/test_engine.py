@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.replication.network import Network
+from tests.replication.network import Message, Network
 
 
 @pytest.fixture
@@ -58,6 +58,153 @@ def test_an_entry_without_a_majority_is_not_committed(network: Network) -> None:
     network.heal()
     network.settle()
     assert all([command for _, command in member.applied] == [b"\0kept"] for member in network.members.values())
+
+
+def test_a_leader_counts_itself_only_once_its_entry_is_durable(network: Network) -> None:
+    network.settle()
+    leader = network.leader
+    follower, away = (name for name in network.names if name != leader)
+    network.isolate(away)
+    index = network.propose(leader, b"one")
+    network.cycle(leader, commit=False)
+    while network.wire:
+        network.deliver(commit=network.wire[0][1] != leader)
+    assert network[leader].engine.match_index(follower) == index
+    assert network[leader].engine.commit_index < index
+    network.cycle(leader)
+    assert network[leader].engine.commit_index == index
+
+
+def test_an_answer_of_another_term_does_not_count(network: Network) -> None:
+    network.settle()
+    engine = network[network.leader].engine
+    follower = next(name for name in network.names if name != network.leader)
+    network.propose(network.leader, b"one")
+    network.cycle(network.leader)
+    answer = next(message for message in _answers(network, follower) if message["match"] == engine.journal.last_index)
+    before = engine.match_index(follower)
+    engine.step(follower, answer | {"term": engine.term - 1})
+    assert engine.match_index(follower) == before
+    engine.step(follower, answer)
+    assert engine.match_index(follower) == answer["match"]
+
+
+def _answers(network: Network, follower: str) -> list[Message]:
+    """What `follower` answers to all that is on its way to it."""
+    while any(target == follower for _, target, _ in network.wire):
+        network.deliver(next(at for at, (_, target, _) in enumerate(network.wire) if target == follower))
+    return [message for source, _, message in network.wire if source == follower]
+
+
+def test_what_this_leader_has_not_verified_is_not_committed(network: Network) -> None:
+    """A follower with entries of an old leader hears a heartbeat that builds on what lies before them."""
+    network.settle()
+    old = network.leader
+    network.isolate(old)
+    for number in range(3):
+        network.propose(old, str(number).encode())
+    network.cycle(old)
+    network.settle()
+    new = network.leader
+    engine, first = network[old].engine, network[old].engine.commit_index
+    network[old].engine.step(
+        new,
+        {
+            "type": "append",
+            "term": network[new].engine.term,
+            "round": 1,
+            "prev_index": first,
+            "prev_term": network[new].journal.term_at(first),
+            "commit": first + 3,
+            "compact": 0,
+            "entries": [],
+        },
+    )
+    assert engine.commit_index == first
+    assert [answer["match"] for _, answer in engine.held if answer["type"] == "append_answer"] == [first]
+    network.heal()
+    network.settle()
+
+
+def test_an_earlier_answer_has_no_entry_sent_again(network: Network) -> None:
+    network.settle()
+    leader = network.leader
+    follower = next(name for name in network.names if name != leader)
+    for number in range(5):
+        network.propose(leader, str(number).encode())
+    network.cycle(leader)
+    sent = sum(len(message["entries"]) for _, target, message in network.wire if target == follower)
+    for answer in _answers(network, follower):
+        network[leader].engine.step(follower, answer)
+    assert sent == 5
+    assert not [message for _, message in network[leader].engine.outbox if message.get("entries")]
+
+
+def test_an_entry_of_an_older_term_is_not_committed_by_counting(network: Network) -> None:
+    """Raft's figure 8: a majority has it, and a leader of another log may yet overwrite it."""
+    network.settle()
+    old = network.leader
+    heir, other = (name for name in network.names if name != old)
+    network.isolate(other)
+    index = network.propose(old, b"one")
+    network.cycle(old)
+    network.wire = [item for item in network.wire if item[1] == heir]
+    while network.wire:
+        network.deliver()
+        network.wire = [item for item in network.wire if item[1] == heir]
+    network.crash(old)
+    network.heal()
+    engine = network[heir].engine
+    while not engine.is_leader:
+        network.tick()
+        while network.wire and not engine.is_leader:
+            network.deliver()
+    answer = {"type": "append_answer", "term": engine.term, "round": engine.round, "prev_index": index - 1}
+    network.wire.clear()
+    engine.step(other, answer | {"ok": True, "match": index, "hint": 0, "applied": 1})
+    network.cycle(heir)
+    assert engine.commit_index < index
+    engine.step(other, answer | {"ok": True, "match": index + 1, "hint": 0, "applied": 1})
+    network.cycle(heir)
+    assert engine.commit_index == index + 1
+
+
+@pytest.mark.parametrize("kind", ["prevote", "vote"])
+@pytest.mark.parametrize(
+    ("terms", "entries", "granted"), [(0, 0, True), (0, 1, True), (1, -3, True), (0, -1, False), (-1, 9, False)]
+)
+def test_a_vote_goes_to_a_log_of_a_later_term_then_to_a_longer_one(
+    network: Network, kind: str, terms: int, entries: int, granted: bool
+) -> None:
+    network.settle()
+    leader = network.leader
+    for number in range(5):
+        network.propose(leader, str(number).encode())
+    network.settle()
+    voter, candidate = (name for name in network.names if name != leader)
+    network.unlink(leader, voter)
+    network.unlink(voter, leader)
+    journal, engine = network[voter].journal, network[voter].engine
+    asked = {"type": kind, "term": engine.term + 1, "transfer": False}
+    engine.step(candidate, asked | {"last_term": journal.last_term + terms, "last_index": journal.last_index + entries})
+    assert [answer["granted"] for _, answer in engine.held] == [granted]
+
+
+def test_a_vote_counts_once_however_often_it_is_heard(tmp_path: Path) -> None:
+    network = Network(tmp_path, size=5)
+    network.now += 1
+    network.tick(0, names=["n1"])
+    while (engine := network["n1"].engine).role != "candidate":
+        network.deliver()
+    network.wire.clear()
+    granted = {"type": "vote_answer", "term": engine.term, "asked": engine.term, "granted": True}
+    for _ in range(5):
+        engine.step("n2", granted)
+    engine.step("n9", granted)
+    assert engine.role == "candidate"
+    engine.step("n3", granted)
+    assert engine.is_leader
+    network.close()
 
 
 def test_a_killed_leader_is_replaced_and_comes_back(network: Network) -> None:
@@ -227,6 +374,27 @@ def test_an_echo_of_another_term_proves_nothing(network: Network) -> None:
     engine.step(follower, {"type": "echo", "term": engine.term - 1, "round": engine.round})
     assert engine.confirmed_round() == confirmed
     engine.step(follower, {"type": "echo", "term": engine.term + 1, "round": engine.round})
+    assert not engine.is_leader
+
+
+def test_an_answer_confirms_its_own_round_and_no_later_one(network: Network) -> None:
+    """Neither to a read, nor to check-quorum: what lay in a socket for a while says nothing of now."""
+    network.settle()
+    leader = network.leader
+    engine = network[leader].engine
+    network.wire.clear()
+    engine.broadcast()
+    network.cycle(leader)
+    begun = engine.round
+    answers = [message for name in network.names if name != leader for message in _answers(network, name)]
+    network.wire.clear()
+    network.now += 0.5
+    engine.broadcast()
+    for follower, answer in zip((name for name in network.names if name != leader), answers, strict=True):
+        engine.step(follower, answer)
+    assert engine.confirmed_round() == begun < engine.round
+    network.now += 0.11
+    engine.tick()
     assert not engine.is_leader
 
 

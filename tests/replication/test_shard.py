@@ -303,12 +303,13 @@ async def test_while_a_commit_hangs_clients_are_answered_and_sent_away(tmp_path:
         await commit.takes(0.0)
         waiting, reading = leader.propose(enqueue(b"3")), leader.read()
         await commit.takes(2.5)
-        with pytest.raises(OutcomeUnknown):
-            await pending
-        for refused in (waiting, reading):
-            with pytest.raises(NotLeader) as told:
-                await refused
-            assert told.value.leader is None
+        async with asyncio.timeout(5):
+            with pytest.raises(OutcomeUnknown):
+                await pending
+            for refused in (waiting, reading):
+                with pytest.raises(NotLeader) as told:
+                    await refused
+                assert told.value.leader is None
         with pytest.raises(NotLeader):
             leader.propose(enqueue(b"4"))
         assert not leader.status().ready
@@ -343,7 +344,7 @@ async def test_a_node_that_never_comes_to_rest_stops_all_the_same(
         follower = next(name for name, shard in cluster.running.items() if shard is not leader)
         pending = property(lambda _overlay: 1, lambda _overlay, _bytes: None)
         monkeypatch.setattr(Overlay, "pending_bytes", pending, raising=False)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(5):
             await cluster.stop(follower)
 
 
@@ -354,17 +355,48 @@ async def test_a_commit_is_not_handed_to_a_writer_that_was_closed(
     async with shards(tmp_path, size=1) as cluster:
         leader = await cluster.leader()
         await until(lambda: leader.status().commit_index == leader.status().last_index)
-        pending = leader.propose(enqueue(b"1"))
-        leader._run()
         done: list[str] = []
         close = leader.writer.close
         monkeypatch.setattr(leader.writer, "commit", lambda *_: done.append("commit"))
         monkeypatch.setattr(leader.writer, "close", lambda: (done.append("close"), close()))
+        pending = leader.propose(enqueue(b"1"))
+        leader._sent = True
+        leader._run()
         await cluster.kill("n1")
         await asyncio.sleep(0)
         assert done == ["close"]
         with pytest.raises(OutcomeUnknown):
             await pending
+
+
+async def test_what_fails_between_queue_and_log_leaves_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with shards(tmp_path, size=1) as cluster:
+        leader = await cluster.leader()
+        await leader.propose(enqueue(b"1"))
+
+        def fail(_command: bytes) -> int:
+            raise AssertionError("broken")
+
+        monkeypatch.setattr(leader._engine, "propose", fail)
+        async with asyncio.timeout(5):
+            with pytest.raises(OutcomeUnknown):
+                await leader.propose(enqueue(b"2"))
+        assert "n1" in cluster.fatal
+
+
+async def test_a_transfer_to_a_node_that_is_not_there_pauses_nothing(tmp_path: Path) -> None:
+    async with shards(tmp_path) as cluster:
+        leader = await cluster.leader()
+        target = next(name for name, shard in cluster.running.items() if shard is not leader)
+        await cluster.kill(target)
+        await until(lambda: not next(peer for peer in leader.status().peers if peer.id == target).reachable)
+        for name in (target, "n9"):
+            with pytest.raises(OutcomeUnknown, match=f"{name} is not connected"):
+                await leader.transfer(name)
+        assert not leader._engine.transferring
+        await leader.propose(enqueue(b"1"))
 
 
 async def test_a_read_rides_with_the_round_of_an_entry(tmp_path: Path) -> None:

@@ -4,14 +4,17 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from raftq.client.client import AsyncClient
 from raftq.client.errors import FileInUse, FileRefused
 from raftq.client.files.reading import FileReader, ReadState
 from raftq.client.files.sidecar import Sidecar
 from raftq.client.models import NewMessage
+from raftq.client.transport import AiohttpTransport, Answer, Exchange
 from tests.client.files.conftest import CONTENT, LINES, Mover, crashed
 from tests.client.files.crashes import Crash, Crasher
 
@@ -210,6 +213,63 @@ async def test_missing_parts_are_told_while_the_pointer_is_held(mover: Mover) ->
         await client.ack("jobs", [str(caught.value).split()[-1].rstrip(")")])
     await mover.read("jobs", out)
     assert out.read_bytes() == b"after\n"
+
+
+class Interrupted(AiohttpTransport):
+    """Something happens before the first exchange whose URL holds a text."""
+
+    def __init__(self, text: str, happens: Callable[[Exchange], Awaitable[None]]) -> None:
+        super().__init__()
+        self._text, self._happens, self._happened = text, happens, False
+
+    async def send(self, exchange: Exchange) -> Answer:
+        if self._text in exchange.url and not self._happened:
+            self._happened = True
+            await self._happens(exchange)
+        return await super().send(exchange)
+
+
+async def test_parts_that_another_reader_has_taken_are_no_damage(mover: Mover) -> None:
+    """The lease passes before the parts are looked at; the other reader gets the line and deletes them."""
+    await filled(mover, "jobs", b"a\n" + b"L" * 100 + b"\nb\n")
+    one, two = mover.folder / "one", mover.folder / "two"
+
+    async def another_reads(_: Exchange) -> None:
+        mover.node.shard.later(LEASE_PASSES)
+        await mover.read("jobs", two)
+
+    async with AsyncClient(mover.node.url, transport=Interrupted(".line-", another_reads)) as client:
+        state = await FileReader(client, "jobs", one, until_empty=0.0).run()
+    assert (state.lines, one.read_bytes()) == (0, b"")
+    assert two.read_bytes() == b"a\n" + b"L" * 100 + b"\nb\n"
+    await mover.assert_nothing_left_but("jobs")
+
+
+async def test_a_poll_that_was_let_go_and_granted_later_is_found_again(mover: Mover) -> None:
+    await filled(mover, "jobs", b"")
+    out = mover.folder / "out"
+    polls: list[asyncio.Task[Answer]] = []
+    polling = asyncio.Event()
+    async with Crasher().client(mover.node.url) as other:
+        await other.define_queue("jobs")
+
+        async def goes_on_alone(exchange: Exchange) -> None:
+            polls.append(asyncio.create_task(AiohttpTransport.send(alone, exchange)))
+            polling.set()
+            await asyncio.Event().wait()
+
+        alone = AiohttpTransport()
+        async with AsyncClient(mover.node.url, transport=Interrupted("/lease", goes_on_alone)) as client:
+            reader = FileReader(client, "jobs", out)
+            running = asyncio.ensure_future(reader.run())
+            await polling.wait()
+            reader.stop()
+            assert (await running).lines == 0
+        await other.enqueue("jobs", [NewMessage(body=b"line")])
+        assert b"line" in (await polls[0]).body
+        await alone.close()
+    await mover.read("jobs", out)
+    assert out.read_bytes() == b"line\n"
 
 
 async def test_one_reader_a_file(mover: Mover) -> None:
