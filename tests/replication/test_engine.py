@@ -190,6 +190,22 @@ def test_a_vote_goes_to_a_log_of_a_later_term_then_to_a_longer_one(
     assert [answer["granted"] for _, answer in engine.held] == [granted]
 
 
+@pytest.mark.parametrize("kind", ["prevote", "vote"])
+def test_who_hears_a_leader_elects_no_other_but_for_a_transfer(network: Network, kind: str) -> None:
+    network.settle()
+    leader, term = network.leader, network[network.leader].engine.term
+    voter, candidate = (name for name in network.names if name != leader)
+    engine, journal = network[voter].engine, network[voter].journal
+    asked = {"type": kind, "term": term + 1, "last_term": journal.last_term, "last_index": journal.last_index}
+    for member in (voter, leader):
+        network[member].engine.step(candidate, asked | {"transfer": False})
+        assert [answer["granted"] for _, answer in network[member].engine.held] == [False]
+        assert network[member].engine.term == term
+    engine.held.clear()
+    engine.step(candidate, asked | {"transfer": True})
+    assert [answer["granted"] for _, answer in engine.held] == [kind == "vote"]
+
+
 def test_a_vote_counts_once_however_often_it_is_heard(tmp_path: Path) -> None:
     network = Network(tmp_path, size=5)
     network.now += 1
@@ -242,6 +258,19 @@ def test_transfer_hands_leadership_to_the_target(network: Network) -> None:
     network.settle(0.2)
     assert network.leader == target
     assert not network[leader].engine.is_leader
+
+
+def test_a_transfer_waits_until_the_target_has_the_whole_log(network: Network) -> None:
+    network.settle()
+    leader = network.leader
+    target = next(name for name in network.names if name != leader)
+    network.propose(leader, b"one")
+    network.cycle(leader)
+    network[leader].engine.transfer(target)
+    network.cycle(leader)
+    assert "timeout_now" not in [message["type"] for _, _, message in network.wire]
+    network.settle(0.2)
+    assert network.leader == target
 
 
 def test_a_paused_leader_steps_down_before_it_serves(network: Network) -> None:
@@ -337,8 +366,11 @@ def test_the_time_of_an_own_commit_is_not_held_against_the_followers(network: Ne
     """A commit of a second, in which no answer can be stepped, cost leadership, since check-quorum takes 0.6 s."""
     network.settle()
     engine = network[network.leader].engine
+    engine.broadcast()
+    confirmed = engine.confirmed_round()
     network.now += 1.0
     engine.resumed(1.0)
+    assert engine.confirmed_round() == confirmed < engine.round  # a read still waits for an answer
     engine.tick()
     assert engine.is_leader
     network.wire.clear()
