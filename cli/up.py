@@ -76,7 +76,7 @@ From another terminal, put a message into the queue jobs through one node and ta
 Lease it and ack it when the work is done, with the receipt that the lease gives:
   curl -L --json '{{"body": {{"to": "ada"}}}}' {first}/v1/queues/jobs/messages
   curl -L --json '{{"lease_seconds": 60}}' {last}/v1/queues/jobs/lease
-  curl -L --json '{{"receipts": ["1.1.0"]}}' {last}/v1/queues/jobs/ack
+  curl -L --json '{{"receipts": ["THE-RECEIPT"]}}' {last}/v1/queues/jobs/ack
 
 See the cluster, kill a node, start it again:
   curl {first}/v1/cluster

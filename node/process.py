@@ -26,8 +26,8 @@ from raftq.storage.environment import (
 )
 from raftq.storage.machine.commands import UnknownCommand
 
-#: Seconds a thread may keep the interpreter: 5 ms, the default, is ten times a whole cycle. At 0.1 ms instead of 0.5 the
-#: writer gets back in time to end a commit under load: 1.2 times as many batches of 100 (docs/decisions/0006).
+#: Seconds a thread may keep the interpreter: 5 ms, the default, is ten times a whole cycle. At 0.1 ms instead of 0.5
+#: the writer gets back in time to end a commit under load: 1.2 times as many batches (docs/decisions/0006).
 SWITCH_SECONDS = 0.0001
 
 #: With less than this free a disk counts as full: a commit may need as much.
