@@ -1,4 +1,4 @@
-"""The requests of tests/api/test_fuzz.py, at the three nodes of a real cluster: it serves on, and its nodes stay equal."""
+"""The requests of tests/api/test_fuzz.py, at three nodes of a real cluster: it serves on, and they stay equal."""
 
 from __future__ import annotations
 
