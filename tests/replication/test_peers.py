@@ -252,6 +252,29 @@ async def test_a_peer_that_takes_nothing_is_given_up(cluster: Cluster, monkeypat
     await server.wait_closed()
 
 
+async def test_closing_while_a_dial_succeeds_ends(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop closes a connection whose making is cancelled without telling its protocol, and `close` waited for that.
+    Found by a shard that was killed at the moment at which a peer came back."""
+    made = peers_module._Dialed.connection_made
+    closing: list[asyncio.Task[None]] = []
+
+    def close_at_once(link: peers_module._Dialed, transport: Any) -> None:
+        made(link, transport)
+        if not closing and link._peers is a.peers:
+            closing.append(asyncio.create_task(a.peers.close()))
+            for dial in a.peers._dials:
+                dial.cancel()
+
+    monkeypatch.setattr(peers_module._Dialed, "connection_made", close_at_once)
+    a = await cluster.start("a")
+    await cluster.start("b")
+    async with asyncio.timeout(5):
+        while not closing:
+            await asyncio.sleep(0)
+        await closing[0]
+    assert not a.peers.links
+
+
 async def test_a_taken_port_is_an_os_error(cluster: Cluster) -> None:
     await cluster.start("a")
     with pytest.raises(OSError, match="address already in use"):
