@@ -19,8 +19,9 @@ from raftq.node import listening
 from raftq.node.config import Config
 from raftq.node.identity import Identity
 from raftq.node.measures import measures
-from raftq.replication.cycle import RaftShard, ShardConfig
+from raftq.replication.cycle import RaftShard
 from raftq.replication.progress import Timing
+from raftq.replication.shard_config import ShardConfig
 from raftq.storage.environment import Environment
 
 _log = structlog.get_logger("raftq.node")

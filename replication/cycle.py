@@ -15,31 +15,27 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
-
-import msgspec
-import structlog
 
 from raftq.replication.clock import ClusterClock
 from raftq.replication.digests import Digests
 from raftq.replication.engine import NO_OP, REGULAR, InvariantBroken, Message, SyncObj
+from raftq.replication.health import Health
 from raftq.replication.journal import Journal
 from raftq.replication.peers import Hello, Peers
-from raftq.replication.progress import Timing
+from raftq.replication.pending import Proposals, Reads
 from raftq.replication.roster import META as ROSTER
 from raftq.replication.roster import Roster
 from raftq.replication.shard import (
     Committed,
-    DiskReserve,
     NotLeader,
     OutcomeUnknown,
-    Overloaded,
     Peer,
     Status,
     Stopping,
 )
+from raftq.replication.shard_config import ShardConfig
 from raftq.replication.wire import PROTOCOL
 from raftq.storage.environment import Environment, WriteBatch
 from raftq.storage.machine import commands, entries
@@ -52,47 +48,9 @@ from raftq.storage.machine.views import View
 from raftq.storage.overlay import Overlay
 from raftq.storage.writer import Writer
 
-_log = structlog.get_logger("raftq.shard")
 _U64 = struct.Struct(">Q")
 _CLOCKS = struct.Struct(">QQ")
 _EXPIRE = commands.encode(Expire())
-
-Waiter = asyncio.Future[Committed] | None
-
-
-class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds and bytes. `voters` maps every node of the cluster, this one included, to its peer address."""
-
-    node_id: str
-    cluster_id: str
-    node_uuid: str
-    boot: int
-    voters: dict[str, str]
-    peer_listen: str
-    api_url: str
-    version: str
-    timing: Timing = Timing()
-    disk_reserve_bytes: int = 256 * 1024 * 1024
-    #: One entry gathers at most this many bytes of commands, or one larger command.
-    entry_bytes: int = 1024 * 1024
-    #: Waiting to be put into an entry; beyond it `Overloaded`.
-    waiting_bytes: int = 64 * 1024 * 1024
-    waiting_commands: int = 20_000
-    #: Proposed and not yet committed.
-    uncommitted_bytes: int = 32 * 1024 * 1024
-    tick: float = 0.01
-    #: What was only applied is written at most this much later.
-    ride: float = 0.05
-    #: Between two steps of expiry, unless the first left something due.
-    expire_pause: float = 0.02
-    #: A commit that takes longer costs leadership.
-    slow_commit: float = 2.0
-    #: The log is cut when this many bytes could go.
-    compact_bytes: int = 4 * 1024 * 1024
-    #: The log is called long when it holds more, because a member lags.
-    long_log_bytes: int = 1024 * 1024 * 1024
-    #: Applied in one go, before the loop gets a pass.
-    apply_bytes: int = 4 * 1024 * 1024
 
 
 class RaftShard:
@@ -126,10 +84,11 @@ class RaftShard:
             timing=config.timing,
         )
         self._engine.append_extra = self._append_extra
-        self._engine.answer_extra = self._answer_extra
         self._engine.on_append = self._on_append
         self._engine.on_answer = self._on_answer
         self._clock = ClusterClock(monotonic, wall)
+        self._health = Health(config, environment, self._clock, monotonic)
+        self._engine.answer_extra = self._health.of_answer
         #: Clocks of the last applied entry.
         self._clocks = Clocks(*_CLOCKS.unpack(environment.meta("clocks") or bytes(_CLOCKS.size)))
         self._roster = Roster(config.cluster_id, config.voters, environment.meta(ROSTER))
@@ -146,13 +105,8 @@ class RaftShard:
         self.writer = Writer(environment)
         self._digests = Digests(environment, config.node_id)
         self._inbox: list[tuple[str, Message]] = []
-        self._proposals: deque[tuple[bytes, Waiter]] = deque()
-        self._proposal_bytes = 0
-        self._waiting: dict[int, list[Waiter]] = {}
-        self._reads: deque[tuple[int, int, asyncio.Future[View]]] = deque()
-        self._new_reads: list[asyncio.Future[View]] = []
-        self._uncommitted: deque[tuple[int, int]] = deque()
-        self._uncommitted_bytes = 0
+        self._proposals = Proposals(config)
+        self._reads = Reads()
         self._seen: tuple[str, str | None, int] = ("follower", None, 0)
         self._leading_term: int | None = None
         self._expiring = False
@@ -162,13 +116,10 @@ class RaftShard:
         self._rode_since: float | None = None
         self._applied_durable = applied
         self._sent = False
-        self._low_disk: dict[str, bool] = {}
         self._stopping = False
         self._closed = False
-        self._complained = 0.0
         #: Once a second: what peers have acknowledged is written with the next batch.
         self._keep_roster = False
-        self._disk_checked = float("-inf")
         self._ticked = 0.0
 
     # Life
@@ -186,7 +137,7 @@ class RaftShard:
         self._stopping = True
         self._engine.may_lead = False
         deadline = self._monotonic() + grace
-        while (self._waiting or self._proposals) and not self._closed and self._monotonic() < deadline:
+        while not self._proposals.idle and not self._closed and self._monotonic() < deadline:
             await asyncio.sleep(0.005)
         await self._hand_over(within=1.0)
         deadline = self._monotonic() + 1.0  # under load it never rests; what is not written can be applied again
@@ -226,24 +177,18 @@ class RaftShard:
 
     def propose(self, command: bytes) -> asyncio.Future[Committed]:
         self._check_leading()
-        if (
-            self._proposal_bytes + len(command) > self.config.waiting_bytes
-            or len(self._proposals) >= self.config.waiting_commands
-        ) and self._proposals:
-            raise Overloaded(f"{len(self._proposals)} operations of {self._proposal_bytes} bytes are waiting")
-        if commands.grows(command) and any(self._low_disk.values()):
-            low = ", ".join(sorted(node for node, is_low in self._low_disk.items() if is_low))
-            raise DiskReserve(f"the free disk of {low} is below its reserve")
+        self._proposals.check_room(len(command))
+        if commands.grows(command):
+            self._health.check_disks()
         future: asyncio.Future[Committed] = self._loop.create_future()
-        self._proposals.append((command, future))
-        self._proposal_bytes += len(command)
+        self._proposals.add(command, future)
         self._schedule()
         return future
 
     def read(self) -> asyncio.Future[View]:
         self._check_leading()
         future: asyncio.Future[View] = self._loop.create_future()
-        self._new_reads.append(future)
+        self._reads.add(future)
         self._schedule()
         return future
 
@@ -404,13 +349,14 @@ class RaftShard:
             self._take_inbox()
             self._engine.tick()
             self._watch()
-            self._look_at_disk_and_clock()
+            self._look_after_health()
             self._apply()
             self._batch()
             self._begin_reads(round_before)
             self._compact()
             self._send(self._engine.outbox)
-            self._end_reads()
+            if self._reads.begun:
+                self._reads.end(self._engine.confirmed_round(), self._engine.applied_index, self._machine.view)
             if self._must_commit():
                 self._commit()
             else:
@@ -434,7 +380,7 @@ class RaftShard:
             if kind == "connected":
                 engine.connected(node)
             elif kind == "disconnected":
-                self._low_disk.pop(node, None)
+                self._health.gone(node)
                 engine.disconnected(node)
             elif kind == "digest":
                 self._digests.told(node, message["index"], message["digest"])
@@ -452,7 +398,7 @@ class RaftShard:
         if engine.is_leader and self._leading_term is None:
             self._leading_term = engine.term
             self._clock.lead(self._last_clocks(), engine.majority())
-        if not engine.is_leader and (self._proposals or self._new_reads):
+        if not engine.is_leader and (self._proposals.queued or self._reads.waiting):
             self._turn_away()
         seen = (engine.role, engine.leader, engine.term)
         if seen != self._seen:
@@ -472,26 +418,12 @@ class RaftShard:
         """Fault 26: what was pending is answered at once. It may yet be committed, by another leader."""
         self._leading_term = None
         self._expiring = False
-        waiting, self._waiting = self._waiting, {}
-        self._uncommitted.clear()
-        self._uncommitted_bytes = 0
-        for waiters in waiting.values():
-            for waiter in waiters:
-                if waiter is not None and not waiter.done():
-                    waiter.set_exception(OutcomeUnknown("leadership was lost before a majority confirmed"))
+        self._proposals.give_up()
         self._turn_away()
 
     def _turn_away(self) -> None:
-        """What never reached the log certainly was not applied."""
-        proposals, self._proposals = self._proposals, deque()
-        self._proposal_bytes = 0
-        reads = [future for _, _, future in self._reads] + self._new_reads
-        self._reads.clear()
-        self._new_reads = []
-        futures: list[asyncio.Future[Any]] = [waiter for _, waiter in proposals if waiter is not None]
-        for future in futures + reads:
-            if not future.done():
-                future.set_exception(NotLeader(self._other_leader()))
+        self._proposals.turn_away(self._other_leader())
+        self._reads.turn_away(self._other_leader())
 
     # Apply
 
@@ -512,8 +444,7 @@ class RaftShard:
                 engine.applied(index)
                 if self._rode_since is None:
                     self._rode_since = self._monotonic()
-        while self._uncommitted and self._uncommitted[0][0] <= engine.commit_index:
-            self._uncommitted_bytes -= self._uncommitted.popleft()[1]
+        self._proposals.committed(engine.commit_index)
         if effects and engine.is_leader:
             self._on_effects(effects)
 
@@ -524,7 +455,7 @@ class RaftShard:
             return
         self._clocks, encoded = entries.decode(command, 1)
         lease_ms, wall_ms = self._clocks
-        waiters = self._waiting.get(index)
+        waiters = self._proposals.waiters(index)
         meta = Meta(index, 0, term, lease_ms, wall_ms)
         machine = self._machine
         for position, data in enumerate(encoded):
@@ -545,7 +476,7 @@ class RaftShard:
             if type(operation) is TakeDigest:
                 self._digests.ask(index)
         machine.end_entry(meta)
-        self._waiting.pop(index, None)
+        self._proposals.applied(index)
 
     # Propose
 
@@ -558,23 +489,9 @@ class RaftShard:
         if clocks is None:
             return
         self._propose_expiry(clocks)
-        if not self._proposals or self._uncommitted_bytes > self.config.uncommitted_bytes:
-            return
-        size = 0
-        batch: list[bytes] = []
-        waiters: list[Waiter] = []
-        while self._proposals and (not batch or size + len(self._proposals[0][0]) <= self.config.entry_bytes):
-            command, waiter = self._proposals.popleft()
-            batch.append(command)
-            waiters.append(waiter)
-            size += len(command)
-        self._proposal_bytes -= size
-        index = self._journal.last_index + 1
-        self._waiting[index] = waiters  # first: whatever fails from here on, they are answered
-        engine.propose(entries.encode(clocks, batch, REGULAR))
-        self._uncommitted.append((index, size))
-        self._uncommitted_bytes += size
-        engine.broadcast()
+        if batch := self._proposals.enter(self._journal.last_index + 1):
+            engine.propose(entries.encode(clocks, batch, REGULAR))
+            engine.broadcast()
 
     def _propose_expiry(self, clocks: Clocks) -> None:
         if self._expiring or self._monotonic() < self._expire_from:
@@ -584,32 +501,15 @@ class RaftShard:
             wall_due is not None and wall_due <= clocks.wall_ms
         ):
             self._expiring = True
-            self._proposals.append((_EXPIRE, None))
-            self._proposal_bytes += len(_EXPIRE)
-
-    # Linearizable reads: only rounds begun after a read count for it (thesis, 6.4)
+            self._proposals.add(_EXPIRE, None)
 
     def _begin_reads(self, round_before: int) -> None:
         """A round that began in this cycle, for an entry or as a heartbeat, will do: it has not left yet."""
         engine = self._engine
-        if not self._new_reads or not engine.own_term_committed:
-            return
-        reads, self._new_reads = self._new_reads, []
-        if engine.round == round_before:
-            engine.broadcast()
-        self._reads.extend((engine.commit_index, engine.round, future) for future in reads)
-
-    def _end_reads(self) -> None:
-        if not self._reads:
-            return
-        confirmed = self._engine.confirmed_round()
-        while self._reads:
-            index, number, future = self._reads[0]
-            if number > confirmed or index > self._engine.applied_index:
-                return
-            self._reads.popleft()
-            if not future.done():
-                future.set_result(self._machine.view())
+        if self._reads.waiting and engine.own_term_committed:
+            if engine.round == round_before:
+                engine.broadcast()
+            self._reads.begin(engine.commit_index, engine.round)
 
     # Send and commit
 
@@ -699,49 +599,25 @@ class RaftShard:
             self._deposed()
             self._on_fatal(error)
 
-    # Clocks and disks, as nodes tell each other
+    # What nodes tell each other beside the log
 
     def _append_extra(self) -> Message:
-        clocks = self._clock.now() if self._engine.is_leader else None
-        return {"wall": self._clock.median_ms(), "lease": clocks.lease_ms if clocks else 0}
-
-    def _answer_extra(self) -> Message:
-        return {"wall": self._clock.own_wall_ms(), "low": self._low_disk.get(self._engine.id, False)}
+        return self._health.of_append(self._engine.is_leader)
 
     def _on_append(self, _node: str, message: Message) -> None:
         self._clock.follow(message["wall"], message["lease"])
 
     def _on_answer(self, node: str, message: Message, sent: float | None) -> None:
-        if sent is not None:
-            self._clock.answered(node, message["wall"], sent)
-        self._low_disk[node] = message["low"]
+        self._health.answered(node, message, sent)
         self._roster.matched(node, min(message["match"], self._engine.commit_index))
 
-    def _look_at_disk_and_clock(self) -> None:
+    def _look_after_health(self) -> None:
         """Once a second."""
-        now = self._monotonic()
-        if now - self._disk_checked < 1.0:
+        if not self._health.due():
             return
-        self._disk_checked = now
         self._keep_roster = True
-        self._low_disk[self._engine.id] = self.environment.free_bytes() < self.config.disk_reserve_bytes
+        self._health.look(self._journal.log_bytes, self._engine.match_index)
         far_off = self._clock.far_off
         self._engine.may_lead = not far_off and not self._stopping
         if far_off and self._engine.is_leader and (target := self._engine.most_advanced(self._clock.near)):
             self._engine.transfer(target)
-        if now - self._complained > 60.0:
-            self._complain(now, far_off)
-
-    def _complain(self, now: float, far_off: bool) -> None:
-        complaints = []
-        if far_off:
-            offset = self._clock.offset_ms
-            complaints.append(f"the clock of this node is {offset:.0f} ms off the cluster's: it does not lead. Set it")
-        if self._low_disk[self._engine.id]:
-            complaints.append("free disk is below the reserve: the cluster refuses enqueues. Make room")
-        if self._journal.log_bytes > self.config.long_log_bytes:
-            behind = min(self.config.voters, key=lambda node: self._engine.match_index(node) or 0)
-            complaints.append(f"the log holds {self._journal.log_bytes} bytes, since {behind} lags: bring it back")
-        for complaint in complaints:
-            self._complained = now
-            _log.error(complaint)

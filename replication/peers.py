@@ -152,9 +152,14 @@ class Peers:
     async def _dial(self, peer: _Peer) -> _Dialed | None:
         """One connection from its beginning to its end; None when there was none to be had."""
         host, port = _parse(peer.address)
+        link = _Dialed(self, peer)
         with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(OPENING_SECONDS):
-                _, link = await asyncio.get_running_loop().create_connection(lambda: _Dialed(self, peer), host, port)
+            try:
+                async with asyncio.timeout(OPENING_SECONDS):
+                    await asyncio.get_running_loop().create_connection(lambda: link, host, port)
+            except BaseException:
+                link.forsaken()
+                raise
             await asyncio.shield(link.lost)
             return link
         return None
@@ -206,7 +211,14 @@ class _Link(asyncio.Protocol):
         if self._peers.closing:
             self.abort()
 
+    def forsaken(self) -> None:
+        """Whoever was making this connection gave up; uvloop then closes it without telling its protocol."""
+        if self in self._peers.links:
+            self.connection_lost(None)
+
     def connection_lost(self, _error: Exception | None) -> None:
+        if self.lost.done():
+            return
         self._impatience.cancel()
         self._peers.links.discard(self)
         self.lost.set_result(None)

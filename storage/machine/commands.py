@@ -138,8 +138,7 @@ class DeleteQueue(msgspec.Struct, array_like=True, tag=9, gc=False):
 
 
 class TakeDigest(msgspec.Struct, array_like=True, tag=10, gc=False):
-    """A mark in the log: every node states the digest of its tables as they are right after this entry.
-    Alone in its entry."""
+    """A mark in the log: every node states the digest of its tables as they are right after the mark's entry."""
 
 
 Command = Enqueue | Lease | Ack | Nack | Release | Extend | Expire | DefineQueue | DeleteQueue | TakeDigest

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from raftq.replication.cycle import RaftShard, ShardConfig
+from raftq.replication.cycle import RaftShard
+from raftq.replication.shard_config import ShardConfig
 from raftq.storage.environment import Environment
 from raftq.storage.machine import commands, packing
 from raftq.storage.machine.commands import Ack, Enqueue, Lease, Part, Slots
@@ -84,6 +85,7 @@ class Shards:
         found: list[RaftShard] = []
 
         def leads() -> bool:
+            assert not self.fatal, self.fatal
             found[:] = [shard for shard in self.running.values() if shard.status().role == "leader"]
             return any(shard.status().ready for shard in found)
 

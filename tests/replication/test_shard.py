@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from raftq.replication.cycle import RaftShard
@@ -95,8 +94,11 @@ async def test_without_a_majority_the_outcome_is_unknown_and_then_refused(tmp_pa
         await leader.propose(enqueue(b"1"))
         for name in [name for name, shard in cluster.running.items() if shard is not leader]:
             await cluster.kill(name)
+        pending, read = leader.propose(enqueue(b"2")), leader.read()
         with pytest.raises(OutcomeUnknown):
-            await leader.propose(enqueue(b"2"))
+            await pending
+        with pytest.raises(NotLeader):
+            await read
         with pytest.raises(NotLeader):
             leader.propose(enqueue(b"3"))
         assert not leader.status().ready
@@ -149,7 +151,9 @@ async def test_short_of_disk_enqueues_are_refused_and_leases_go_on(tmp_path: Pat
         leader = await cluster.leader()
         await leader.propose(enqueue(b"1"))
         follower = next(shard for shard in cluster.running.values() if shard is not leader)
-        follower.config = msgspec.structs.replace(follower.config, disk_reserve_bytes=1 << 62)
+        name = follower.config.node_id
+        await cluster.kill(name)
+        follower = await cluster.start(name, disk_reserve_bytes=1 << 62)
 
         def refused() -> bool:
             try:
@@ -403,6 +407,13 @@ async def test_a_read_rides_with_the_round_of_an_entry(tmp_path: Path) -> None:
     async with shards(tmp_path) as cluster:
         leader = await cluster.leader()
         await leader.propose(enqueue(b"1"))
+        leader._engine.broadcast()  # no heartbeat is due now
+        rounds = leader._engine.round
+        alone = leader.read()
+        leader._run()
+        assert leader._engine.round == rounds + 1
+        await alone
+        leader._engine.broadcast()
         rounds = leader._engine.round
         read, written = leader.read(), leader.propose(enqueue(b"2"))
         leader._run()
@@ -422,7 +433,7 @@ async def test_what_a_node_has_acknowledged_is_known_after_a_restart(tmp_path: P
         behind = leader.status().last_index
         for number in range(10):
             await leader.propose(enqueue(str(number).encode()))
-        leader._disk_checked = float("-inf")
+        leader._health._looked = float("-inf")
         await leader.propose(enqueue(b"last"))
         await until(lambda: all(kept().match(other) > behind + 5 for other in cluster.voters if other != name))
 
