@@ -104,14 +104,20 @@ def check_json(text: bytes) -> None:
 _any_json = msgspec.json.Decoder(msgspec.Raw)
 
 
+#: What a JSON text that is no object and no array begins with: it cannot be nested.
+_SCALAR_BEGINS = b'"-0123456789tfn'
+
+
 def plain(given: Sequence[MessageGiven], request: bytes, limits: Limits) -> list[bytes] | None:
     """The messages of a JSON request as they are stored, when they are plain: JSON bodies with nothing beside them, and
     nothing to complain of. Nearly always so, and four times as fast as one by one; None: take them one by one."""
     packed = [packing.PLAIN_JSON + one.body for one in given if one.attributes is None and one.encoding is None]
     if len(packed) < len(given) or min(map(len, packed)) <= _PLAIN_HEAD:
         return None
-    if max(map(len, packed)) > limits.body_bytes + _PLAIN_HEAD:
+    if len(request) > limits.body_bytes and max(map(len, packed)) > limits.body_bytes + _PLAIN_HEAD:
         return None
+    if not bytes([one[_PLAIN_HEAD] for one in packed]).translate(None, _SCALAR_BEGINS):
+        return packed
     # One is each message's own; what is left cannot make a body too deep.
     if request.count(b"[") + request.count(b"{") <= len(given) + DEPTH_MAX:
         return packed
