@@ -17,13 +17,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from raftq.node import probe
 from raftq.node.local_cluster import PEER_PORTS, LocalCluster
 from raftq.node.local_ports import free_first
+from raftq.node.waiting import wait_until
 
 RAFTQ = [sys.executable, "-P", "-m", "raftq.cli"]
 #: Until a killed leader is started again.
@@ -36,10 +37,12 @@ class Plan:
     long_line_bytes: int = 2_000_000
     #: Of one request. Small ones make the run long enough to be killed in.
     batch: int = 100
-    #: The leader is killed so often,
+    #: The leader is killed at once, and then so often,
     kill_leader_seconds: float
     #: and each command, at random, about so often; 0: never.
     kill_command_seconds: float
+    #: Before that, so many of each command are killed as soon as they have made headway, however fast the machine is.
+    kills_on_headway: int = 0
     seed: int
 
 
@@ -112,6 +115,8 @@ class FileCopy:
         rng = random.Random(f"{self.plan.seed} write")
         while not self._command("write", self.source, rng):
             self.count.command_kills["write"] += 1
+            if self.count.command_kills["write"] == self.plan.kills_on_headway:  # else it may end before they are
+                wait_until(lambda: self.count.command_kills["read"] >= self.plan.kills_on_headway, 60, "killed reads")
 
     def _read(self, output: Path, seed: int) -> None:
         """Killed now and then while the writer runs, then until the queue is empty."""
@@ -126,13 +131,17 @@ class FileCopy:
     ) -> bool:
         """False when it was killed; else it ended well, by itself or when it was asked to after `until`."""
         arguments = [*RAFTQ, name, "lines", str(file), "--url", self._urls, "--batch", str(self.plan.batch), *flags]
+        begun = self._headway(file)
         process = subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        at_headway = rng is not None and self.count.command_kills[name] < self.plan.kills_on_headway
         deadline = float("inf")
         if rng is not None and self.plan.kill_command_seconds:
             deadline = time.monotonic() + rng.uniform(0.5, 1.5) * self.plan.kill_command_seconds
         try:
             while process.poll() is None and time.monotonic() < deadline and not (until and until.is_set()):
                 time.sleep(0.01)
+                if at_headway and self._headway(file) != begun:
+                    deadline = 0.0
             if process.poll() is None and time.monotonic() >= deadline:
                 process.kill()
                 return False
@@ -146,6 +155,15 @@ class FileCopy:
             process.kill()
             process.communicate()
 
+    @staticmethod
+    def _headway(file: Path) -> list[bytes]:
+        """What the command's sidecar says; it changes with every batch, and is replaced meanwhile."""
+        said = []
+        for sidecar in file.parent.glob(f"{file.name}.raftq-*"):
+            with suppress(FileNotFoundError):
+                said.append(sidecar.read_bytes())
+        return said
+
     @contextmanager
     def _leader_kills(self) -> Iterator[None]:
         over = threading.Event()
@@ -158,13 +176,15 @@ class FileCopy:
             killer.join()
 
     def _kill_leaders(self, over: threading.Event) -> None:
-        while not over.wait(self.plan.kill_leader_seconds):
+        while True:
             leader = self._leader()
             if leader is not None:
                 self.cluster.kill(leader)
                 self.count.leader_kills += 1
                 over.wait(DOWN_SECONDS)
                 self.cluster.start(leader)
+            if over.wait(self.plan.kill_leader_seconds):
+                return
 
     def _leader(self) -> str | None:
         for node_id in self.cluster.running:
