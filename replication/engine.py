@@ -89,7 +89,7 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         self._round = 0
         self._heartbeat_due = 0.0
         self._transfer: tuple[str, float] | None = None
-        #: No campaign while this is set (a clock too far off, a folder that its peers refuse).
+        #: False: no campaign, since the clock is too far off, or the node stops.
         self.may_lead = True
         #: Every voter has at least this much of the log, as the leader told: the log may be cut below it.
         self.compactable = 0
