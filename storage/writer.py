@@ -4,7 +4,7 @@ It owns every write transaction of its environment from begin to commit, since L
 transaction begun in one thread is committed in another. It never reads the machine's tables and never retries.
 
 Filling is done while the caller waits: py-lmdb gives the interpreter away at every put, and a busy event loop would
-take it for a whole switch interval each time (100 puts: 5 ms instead of 0.1 ms). The commit runs beside the loop.
+take it for a whole switch interval each time (docs/decisions/0006). The commit runs beside the loop.
 
 Invariant: `done(None)` is called only after the batch is on disk as LMDB's default sync puts it there, whole; after a
 failure no later batch is written, since it would build on one that is not there.
