@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from raftq.storage.machine import dedup, expiry, leases, messages, queues, views
+from raftq.storage.machine import dedup, expiry, incarnation, leases, messages, queues, views
+from raftq.storage.machine.batches import SPARSE_VERSION
 from raftq.storage.machine.commands import (
     Ack,
     Command,
@@ -22,18 +23,27 @@ from raftq.storage.machine.commands import (
     Enqueue,
     Expire,
     Extend,
+    Incarnate,
     Lease,
     Nack,
     Release,
+    SetVersion,
     TakeDigest,
+    unknown_version,
 )
 from raftq.storage.machine.invariants import InvariantBroken, broken
 from raftq.storage.machine.ports import Meta, Txn
-from raftq.storage.machine.replies import DigestTaken, Effect, Leased, Reply
+from raftq.storage.machine.replies import DigestTaken, Effect, Leased, Reply, VersionSet
 from raftq.storage.machine.state import State
 from raftq.storage.machine.views import Delivery, View
 
 __all__ = ["InvariantBroken", "Machine"]
+
+#: The newest rules that this code knows (`commands.SetVersion`).
+VERSION_MAX = 1
+
+#: Of the rules: the highest that this code knows. 1: as released first. 2: sparse batches are rewritten.
+VERSION_MAX = 2
 
 Handler = Callable[[State, Meta, Any], tuple[Reply, list[Effect]]]
 
@@ -41,6 +51,19 @@ Handler = Callable[[State, Meta, Any], tuple[Reply, list[Effect]]]
 def _take_digest(_state: State, meta: Meta, _command: TakeDigest) -> tuple[Reply, list[Effect]]:
     """Changes nothing: whoever applies the entry stops there, commits, and hashes."""
     return DigestTaken(meta.index), []
+
+
+def _set_version(state: State, _meta: Meta, command: SetVersion) -> tuple[Reply, list[Effect]]:
+    cluster = state.cluster
+    before = cluster.version
+    if command.version <= before:
+        return VersionSet(before, changed=False), []
+    if command.version > state.version_max:
+        raise unknown_version(command.version, state.version_max)
+    cluster.version = command.version
+    if before < SPARSE_VERSION <= command.version:
+        state.batches.sweep()
+    return VersionSet(command.version, changed=True), []
 
 
 HANDLERS: dict[type[Command], Handler] = {
@@ -54,19 +77,30 @@ HANDLERS: dict[type[Command], Handler] = {
     DefineQueue: queues.define,
     DeleteQueue: queues.delete,
     TakeDigest: _take_digest,
+    SetVersion: _set_version,
+    Incarnate: incarnation.incarnate,
 }
 
-_WITHOUT_REQUEST = (Expire, DefineQueue, DeleteQueue, TakeDigest)
+_WITHOUT_REQUEST = (Expire, DefineQueue, DeleteQueue, TakeDigest, SetVersion, Incarnate)
 
 
 class Machine:
-    def __init__(self, txn: Txn) -> None:
-        self._state = State(txn)
+    def __init__(self, txn: Txn, version_max: int = VERSION_MAX) -> None:
+        """Raises UnknownCommand when the tables follow the rules of a higher version than `version_max`."""
+        self._state = State(txn, version_max)
+        if self.version > version_max:
+            raise unknown_version(self.version, version_max)
         #: Index of the entry being applied.
         self._entry: int | None = None
 
+    @property
+    def version(self) -> int:
+        """Of the rules that apply now."""
+        return self._state.cluster.version
+
     def apply(self, meta: Meta, command: Command) -> tuple[Reply, list[Effect]]:
-        """Raises InvariantBroken."""
+        """Raises InvariantBroken, and UnknownCommand when the log switches to a version above `version_max`. The
+        machine is of no use after either."""
         state = self._state
         if meta.index != self._entry:
             self._begin(meta)

@@ -2,6 +2,7 @@
 
 Each live message has exactly one holder: in line beyond its head, returned, delayed or leased. The counters of a queue
 equal the scan. Every record that passes has its moment and every moment its record. No record belongs to no queue.
+From version 2 on every sparse batch is rewritten, or has a moment to be.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from raftq.storage.machine import keys, leases, records
+from raftq.storage.machine.batches import SPARSE_VERSION, sparseness
 from raftq.storage.machine.invariants import broken
 from raftq.storage.machine.ports import Txn
 from raftq.storage.machine.records import Batch, Piece, QueueRecord
@@ -24,7 +26,9 @@ def check(txn: Txn) -> None:
     """Read all tables. Raises InvariantBroken."""
     queues = {queue.number: queue for queue in _queues(txn)}
     deleted = {keys.queue_of(key) for key, _ in _table(txn, keys.DELETED)}
-    _same("queues", records.decode_cluster(txn.get(keys.CLUSTER) or b"\x90").queues, len(queues))
+    cluster = records.decode_cluster(txn.get(keys.CLUSTER) or b"\x90")
+    _same("queues", cluster.queues, len(queues))
+    sparse = _Sparse(txn) if cluster.version >= SPARSE_VERSION else None
     for table in keys.OF_A_QUEUE:
         for key, _ in _table(txn, table):
             if keys.queue_of(key) not in queues and keys.queue_of(key) not in deleted:
@@ -32,7 +36,7 @@ def check(txn: Txn) -> None:
     _same("deadlines", _moments(txn, keys.DEADLINE), _expected_deadlines(txn))
     _same("moments of wall time", _moments(txn, keys.WALL), _expected_wall(txn))
     for queue in queues.values():
-        _Scan(txn, queue).check()
+        _Scan(txn, queue, sparse).check()
 
 
 def _table(txn: Txn, table: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -68,12 +72,29 @@ def _expected_wall(txn: Txn) -> Counter[tuple[int, bytes]]:
     return moments
 
 
+class _Sparse:
+    """The batches that a step is going to look at."""
+
+    def __init__(self, txn: Txn) -> None:
+        marks = [record for _, record in _moments(txn, keys.SPARSE)]
+        self._marked = {mark for mark in marks if len(mark) == keys.PLACE_BYTES}
+        self._swept_to = min((mark for mark in marks if mark not in self._marked), default=keys.GONE_END)
+
+    def check(self, key: bytes, batch: Batch, live: int) -> None:
+        if key in self._marked or key >= self._swept_to:
+            return
+        kept = sum(batch.size(at, 1) > 0 for at in range(batch.count))
+        if sparseness(batch.count, kept) < sparseness(batch.count, live):
+            broken(f"batch {key.hex()} of {batch.count} keeps {kept} messages for {live} that live")
+
+
 class _Scan:
     """All messages of one queue, and who holds them."""
 
-    def __init__(self, txn: Txn, queue: QueueRecord) -> None:
+    def __init__(self, txn: Txn, queue: QueueRecord, sparse: _Sparse | None) -> None:
         self.txn = txn
         self.queue = queue
+        self.sparse = sparse
         self.live: dict[_Place, int] = {}
         self.in_line: set[_Place] = set()
         self.batches: dict[tuple[int, int], tuple[bool, Batch]] = {}
@@ -117,6 +138,8 @@ class _Scan:
             bits = records.bits_of(value)
             if not 0 < bits < (1 << batch.count) - 1:
                 broken(f"bitmap {bits:b} of a batch of {batch.count}")
+            if self.sparse is not None:
+                self.sparse.check(key, batch, batch.count - bits.bit_count())
             for at in range(batch.count):
                 if bits >> at & 1:
                     del self.live[priority, first + at]
@@ -165,7 +188,9 @@ class _Scan:
         """These of the piece's messages are held by it."""
         aside, batch = self.batches.get((piece.priority, piece.batch), (piece.aside, None))
         if batch is not None:
-            size = batch.size(piece.first - piece.batch, piece.count)
+            # Of a lease's piece, what was settled may be gone from the batch, but for its place.
+            whole = bits == (1 << piece.count) - 1
+            size = batch.size(piece.first - piece.batch, piece.count) if whole else piece.bytes
             found = (piece.aside, piece.batch_count, piece.bytes)
             _same(f"what {piece} knows of its batch", found, (aside, batch.count, size))
         elif bits:

@@ -20,6 +20,13 @@ class UnknownCommand(Exception):
     """The log holds a command that this version does not know. Upgrade this node; nothing was skipped or lost."""
 
 
+def unknown_version(version: int, version_max: int) -> UnknownCommand:
+    return UnknownCommand(
+        f"the cluster runs machine version {version}, this node knows {version_max} at most. Upgrade this node; "
+        "nothing was skipped or lost"
+    )
+
+
 class Part(msgspec.Struct, array_like=True, gc=False):
     """Messages of one enqueue that share a priority and a delay, packed by `storage.machine.packing.pack`."""
 
@@ -109,7 +116,8 @@ class Extend(msgspec.Struct, array_like=True, tag=6, gc=False):
 
 class Expire(msgspec.Struct, array_like=True, tag=7, gc=False):
     """One bounded step of everything that is due: leases past their deadline, delays, dedup ids and requests past
-    their window, and the remains of deleted queues. Proposed by the leader when `Machine.due` says so."""
+    their window, the remains of deleted queues, and sparse batches. Proposed by the leader when `Machine.next_due` says
+    so."""
 
     #: At most this many leases, ranges, ids or batches in this step.
     limit: int = 1000
@@ -141,7 +149,32 @@ class TakeDigest(msgspec.Struct, array_like=True, tag=10, gc=False):
     """A mark in the log: every node states the digest of its tables as they are right after the mark's entry."""
 
 
-Command = Enqueue | Lease | Ack | Nack | Release | Extend | Expire | DefineQueue | DeleteQueue | TakeDigest
+class SetVersion(msgspec.Struct, array_like=True, tag=11, gc=False):
+    """From this command on the rules of that machine version apply, on all nodes. Never goes back. A node that does not
+    know the version stops (`UnknownCommand`): propose it when every member can run it."""
+
+    version: int
+
+
+class Incarnate(msgspec.Struct, array_like=True, tag=12, gc=False):
+    """A new incarnation of the cluster, after a restore or a forced recovery: what was leased is ready again, and no
+    receipt or fence that was given before, here or by the cluster that this one replaces, is ever given again."""
+
+
+Command = (
+    Enqueue
+    | Lease
+    | Ack
+    | Nack
+    | Release
+    | Extend
+    | Expire
+    | DefineQueue
+    | DeleteQueue
+    | TakeDigest
+    | SetVersion
+    | Incarnate
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Command)

@@ -1,9 +1,9 @@
 """What passes with time, in bounded steps: the command expire.
 
 Order of a step: leases past their deadline, then by wall time delays, dedup ids and requests, then the remains of
-deleted queues. Each message returned or made ready, and each record removed, costs one of the step's limit, so that a
-step takes a bounded time however much is due; what is left over is the next step's, and depends on nothing but the
-tables.
+deleted queues, then sparse batches. Each message returned or made ready, and each record removed, costs one of the
+step's limit, and a batch rewritten more, so that a step takes a bounded time however much is due; what is left over is
+the next step's, and depends on nothing but the tables.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def expire(state: State, meta: Meta, command: Expire) -> tuple[Expired, list[Eff
     _pass_leases(step)
     _pass_wall_time(step)
     _remove_remains(step)
+    state.batches.rewrite_sparse(meta.lease_ms, step.left)
     lease_ms, wall_ms = next_due(state)
     step.done.more = (lease_ms is not None and lease_ms <= meta.lease_ms) or (
         wall_ms is not None and wall_ms <= meta.wall_ms
@@ -55,9 +56,10 @@ def expire(state: State, meta: Meta, command: Expire) -> tuple[Expired, list[Eff
 
 def next_due(state: State) -> tuple[int | None, int | None]:
     """(lease time, wall time) at which there is something to do; 0 for at once."""
-    if state.queues.deleted.get() is not None:
-        return state.deadlines.earliest(), 0
-    return state.deadlines.earliest(), state.wall.earliest()
+    lease_ms, sparse_ms = state.deadlines.earliest(), state.sparse.earliest()
+    if sparse_ms is not None and (lease_ms is None or sparse_ms < lease_ms):
+        lease_ms = sparse_ms
+    return lease_ms, 0 if state.queues.deleted.get() is not None else state.wall.earliest()
 
 
 def _pass_leases(step: _Step) -> None:

@@ -18,6 +18,8 @@ new with every creation: what a deleted queue left behind can never meet its nam
     x queue command request id      RequestRecord
     d lease_ms record key           (empty)            when each lease passes, in lease time
     w wall_ms record key            (empty)            when each delay, dedup id and request passes, in wall time
+    s lease_ms key in g             (empty)            when to rewrite a sparse batch, in lease time; or a place in g
+                                                       from which all bitmaps are to be looked at
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ DELETED = b"z"
 BATCH = b"b"
 ASIDE = b"c"
 GONE = b"g"
+GONE_END = b"h"
 RETURNED = b"r"
 DUE = b"u"
 LEASE = b"l"
@@ -44,6 +47,7 @@ DEDUP = b"i"
 REQUEST = b"x"
 DEADLINE = b"d"
 WALL = b"w"
+SPARSE = b"s"
 
 #: Every table whose keys begin with a queue number: what remains of a deleted queue.
 OF_A_QUEUE = (BATCH, ASIDE, GONE, RETURNED, DUE, LEASE, DEDUP, REQUEST)
@@ -53,6 +57,8 @@ MS_MAX = (1 << 63) - 1
 
 _OF_QUEUE = struct.Struct(">cI")
 _PLACE = struct.Struct(">cIBQ")
+#: Length of a key made by `place`.
+PLACE_BYTES = _PLACE.size
 _LEASE = struct.Struct(">cIQ")
 _MOMENT = struct.Struct(">cQ")
 _U32 = struct.Struct(">I")
@@ -106,7 +112,7 @@ def request(queue: int, command: int, request_id: str) -> bytes:
 
 
 def moment(table: bytes, ms: int, record: bytes = b"") -> bytes:
-    """The key in `DEADLINE` or `WALL` that says when the record at key `record` passes."""
+    """The key in `DEADLINE`, `WALL` or `SPARSE` that says when the record at key `record` passes."""
     return _MOMENT.pack(table, ms) + record
 
 

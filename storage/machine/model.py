@@ -1,7 +1,8 @@
 """The queue as it should be, small and slow: what the state machine is tested against.
 
 One object a message, one list a lease, nothing kept twice, every question answered by looking at all of it. It knows no
-tables, batches, entries or restarts, so it cannot share a mistake with the machine about any of them.
+tables, batches, entries or restarts, so it cannot share a mistake with the machine about any of them. So the version
+changes nothing here: what differs by it is how the tables are kept.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from raftq.storage.machine.commands import (
     Enqueue,
     Expire,
     Extend,
+    Incarnate,
     Lease,
     Nack,
     Part,
     QueueSettings,
     Release,
+    SetVersion,
     TakeDigest,
 )
 from raftq.storage.machine.ports import Meta
@@ -36,6 +39,7 @@ from raftq.storage.machine.replies import (
     Effect,
     Enqueued,
     Expired,
+    Incarnated,
     Leased,
     QueueDefined,
     QueueDeleted,
@@ -44,6 +48,7 @@ from raftq.storage.machine.replies import (
     Refused,
     Reply,
     Settled,
+    VersionSet,
 )
 
 
@@ -114,10 +119,17 @@ class Model:
         self.queues: dict[str, Queue] = {}
         self.last_queue = 0
         self.last_lease = 0
+        self.version = 1
+        self.incarnation = 0
         #: What the last lease took.
         self.taken: list[Message] = []
 
     def apply(self, meta: Meta, command: Command) -> tuple[Reply, list[Effect]]:
+        before = {key: (queue.settings.paused, len(queue.of("ready"))) for key, queue in self.queues.items()}
+        return self.answer(meta, command), self._effects(before)
+
+    def answer(self, meta: Meta, command: Command) -> Reply:
+        """Do the command. `apply` without the effects, for whoever has no use for them."""
         queue = self.queues.get(getattr(command, "queue", ""))
         request = getattr(command, "request", None)
         if request is not None and queue is not None:
@@ -126,14 +138,13 @@ class Model:
                 again = msgspec.structs.replace(reply)
                 if isinstance(again, Enqueued | Leased):
                     again.repeated = True
-                return again, []
-        before = {key: (queue.settings.paused, len(queue.of("ready"))) for key, queue in self.queues.items()}
+                return again
         reply = self._do(meta, command, queue)
         queue = self.queues.get(getattr(command, "queue", ""))
         kept = not isinstance(reply, Refused) and not (isinstance(reply, Leased) and not reply.ranges)
         if request is not None and queue is not None and kept:
             queue.requests[type(command), request.id] = (meta.wall_ms + request.keep_ms, reply)
-        return reply, self._effects(before)
+        return reply
 
     def _effects(self, before: dict[str, tuple[bool, int]]) -> list[Effect]:
         """By queue key. A paused queue has nothing to give, so it may get all it has when it is resumed."""
@@ -150,6 +161,11 @@ class Model:
             return DigestTaken(meta.index)
         if isinstance(command, Expire):
             return self._expire(meta, command.limit)
+        if isinstance(command, SetVersion):
+            before, self.version = self.version, max(self.version, command.version)
+            return VersionSet(self.version, changed=self.version > before)
+        if isinstance(command, Incarnate):
+            return self._incarnate(meta)
         create = command.create if isinstance(command, DefineQueue) else getattr(command, "auto_create", False)
         if queue is None and not create:
             return Refused("unknown_queue", f"there is no queue {command.queue}")
@@ -301,6 +317,18 @@ class Model:
                 done.forgotten += 1
         done.more = self.due(meta)
         return done
+
+    def _incarnate(self, meta: Meta) -> Reply:
+        released = 0
+        for queue in self.queues.values():
+            for slot in (slot for lease in queue.leases.values() for slot in lease if slot.state == "held"):
+                slot.message.state = "ready"
+                queue.released += 1
+                released += 1
+            queue.leases.clear()
+        self.incarnation += 1
+        self.last_lease = max(self.last_lease + 2**32, min(meta.wall_ms, 2**42) * 1024)
+        return Incarnated(self.incarnation, released)
 
     def _passed(self, meta: Meta) -> list[tuple[int, int, int, Queue]]:
         found = [

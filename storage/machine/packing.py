@@ -81,6 +81,14 @@ def unpack(blob: bytes, first: int = 0, number: int | None = None, offset: int =
     return out
 
 
+def without(blob: bytes, gone: int, offset: int = 0) -> bytes:
+    """The blob at `offset` of `blob` with nothing left of the messages whose bits are set in `gone`: the others keep
+    their positions, and an empty message stands for each of these."""
+    messages = unpack(blob, offset=offset)
+    bits = f"{gone:0{len(messages)}b}"[::-1]
+    return pack([b"" if bit == "1" else message for bit, message in zip(bits, messages, strict=True)])
+
+
 def count_valid(blob: bytes) -> int:
     """The number of messages in the blob, 0 when it is not a blob of at least one."""
     size = len(blob)

@@ -28,6 +28,10 @@ class Cluster(msgspec.Struct, array_like=True, gc=False):
     index: int = 0
     lease_ms: int = 0
     wall_ms: int = 0
+    #: Of the rules that apply (`SetVersion`).
+    version: int = 1
+    #: How often the command Incarnate was applied.
+    incarnation: int = 0
 
 
 class Head(msgspec.Struct, array_like=True, gc=False):
@@ -131,6 +135,15 @@ decode_name = msgspec.msgpack.Decoder(int).decode
 
 #: Value of the tables that are only keys.
 NOTHING = b""
+
+
+def encode_cluster(cluster: Cluster) -> bytes:
+    """The last two fields, which came later, are left out as long as they say nothing: a node from before them, in a
+    cluster that is being upgraded, has the same tables."""
+    data = encode(cluster)
+    if cluster.version == 1 and not cluster.incarnation:
+        return b"\x96" + data[1:-2]  # an array of 6; each of the two is one byte
+    return data
 
 
 def bits_of(data: bytes) -> int:

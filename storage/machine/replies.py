@@ -88,7 +88,32 @@ class DigestTaken(msgspec.Struct, array_like=True, tag=7, gc=False):
     index: int
 
 
-Reply = Refused | Enqueued | Leased | Settled | Expired | QueueDefined | QueueDeleted | DigestTaken
+class VersionSet(msgspec.Struct, array_like=True, tag=8, gc=False):
+    #: The machine's version now.
+    version: int
+    #: False: it was this one, or a higher one, before.
+    changed: bool
+
+
+class Incarnated(msgspec.Struct, array_like=True, tag=9, gc=False):
+    #: How many there were, this one included.
+    incarnation: int
+    #: Messages that were leased and are ready again.
+    released: int
+
+
+Reply = (
+    Refused
+    | Enqueued
+    | Leased
+    | Settled
+    | Expired
+    | QueueDefined
+    | QueueDeleted
+    | DigestTaken
+    | VersionSet
+    | Incarnated
+)
 
 
 class QueueReady(msgspec.Struct, gc=False):

@@ -14,13 +14,26 @@ from raftq.storage.machine.timetable import Timetable
 class State:
     """Memory is a cache: a new State over the same tables goes on as the old one would have."""
 
-    __slots__ = ("batches", "cluster", "deadlines", "leased", "places", "queues", "txn", "wall")
+    __slots__ = (
+        "batches",
+        "cluster",
+        "deadlines",
+        "leased",
+        "places",
+        "queues",
+        "sparse",
+        "txn",
+        "version_max",
+        "wall",
+    )
 
-    def __init__(self, txn: Txn) -> None:
+    def __init__(self, txn: Txn, version_max: int) -> None:
         self.txn = txn
+        self.version_max = version_max
         stored = txn.get(keys.CLUSTER)
         self.cluster = Cluster() if stored is None else records.decode_cluster(stored)
-        self.batches = Batches(txn)
+        self.sparse = Timetable(txn, keys.SPARSE)
+        self.batches = Batches(txn, self.cluster, self.sparse)
         self.queues = Queues(txn, self.cluster, self.batches)
         self.deadlines = Timetable(txn, keys.DEADLINE)
         self.wall = Timetable(txn, keys.WALL)
@@ -31,4 +44,4 @@ class State:
     def flush(self) -> None:
         self.batches.flush()
         self.queues.flush()
-        self.txn.put(keys.CLUSTER, records.encode(self.cluster))
+        self.txn.put(keys.CLUSTER, records.encode_cluster(self.cluster))

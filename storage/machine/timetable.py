@@ -1,8 +1,9 @@
 """What passes when: a table of moments, each naming the record that passes then.
 
-There are two, of lease time and of wall time. Invariant: every record that can pass (a lease, a delayed piece, a dedup
-id, a request) has exactly one moment here, the one that stands in the record; a moment may only be left behind by a
-queue that was deleted.
+There are three: of leases, by lease time; of what passes by wall time (a delayed piece, a dedup id, a request); and of
+sparse batches, by lease time. Invariant of the first two: every record that can pass has exactly one moment here, the
+one that stands in the record; a moment may only be left behind by a queue that was deleted. A sparse batch's moment
+only says when to look.
 """
 
 from __future__ import annotations
