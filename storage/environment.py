@@ -11,8 +11,10 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import lmdb
 import msgspec
@@ -24,6 +26,7 @@ from raftq.storage.failures import (
     EnvironmentUnusable,
     StorageError,
     StorageFailed,
+    commit_failure,
     open_failure,
     reading,
 )
@@ -61,6 +64,10 @@ def from_u64(data: bytes) -> int:
 #: What "applied" in meta is before the first commit.
 APPLIED_FIRST = 1
 
+#: What stands in a log for the entries that a snapshot replaced: pysyncobj's NO_OP.
+BOUNDARY = b"\x01"
+
+_DATA, _LOCK = "data.mdb", "lock.mdb"
 _TABLES = (b"log", b"meta", b"tables")
 
 
@@ -83,13 +90,16 @@ class Environment:
 
     def __init__(self, folder: Path, *, map_bytes: int = MAP_BYTES) -> None:
         self.folder = folder
+        #: Where an environment is made that is to take the place of this one. What an interruption left is deleted.
+        self.incoming = folder / "incoming"
+        self._map_bytes = map_bytes
         try:
             _create_folder(folder)
             self._lock = _lock(folder)
         except OSError as exc:
             raise open_failure(folder, exc) from exc
         try:
-            self._open(map_bytes)
+            self._open()
         except (OSError, lmdb.Error) as exc:
             os.close(self._lock)
             raise open_failure(folder, exc) from exc
@@ -97,14 +107,17 @@ class Environment:
             self.close()
             raise
 
-    def _open(self, map_bytes: int) -> None:
-        self._lmdb = lmdb.open(str(self.folder), map_size=map_bytes, max_dbs=len(_TABLES), max_spare_txns=1, mode=0o600)
+    def _open(self) -> None:
+        self._lmdb = lmdb.open(
+            str(self.folder), map_size=self._map_bytes, max_dbs=len(_TABLES), max_spare_txns=1, mode=0o600
+        )
         self._lmdb.reader_check()
         self._page_bytes = self._lmdb.stat()["psize"]
         self._check_size()
         with reading(str(self.folder)):
             self._open_tables()
-        _sync_folder(self.folder)
+        discard(self.incoming)
+        sync_folder(self.folder)
 
     def _check_size(self) -> None:
         """A file that was cut would end the process with SIGBUS at the first read beyond its end."""
@@ -138,6 +151,65 @@ class Environment:
         self._lmdb.close()
         os.close(self._lock)
 
+    def install(
+        self,
+        incoming: Path,
+        meta: dict[str, bytes],
+        boundary: tuple[int, int],
+        entries: Sequence[tuple[int, int, bytes]] = (),
+    ) -> None:
+        """Put the environment in the folder `incoming`, which a snapshot was loaded into, in the place of this one.
+
+        It gets the named values `meta`, and a log of the `boundary` (index, term) and of `entries` after it. Close
+        readers and the writer first. A crash at any point leaves this environment or the new one, whole. Raises
+        StorageError; then the process must end."""
+        assert from_u64(meta["applied"]) == boundary[0], "the tables are of another index than the boundary"
+        assert not self._read(), "somebody still reads the environment"
+        try:
+            self._install_complete(incoming, meta, [(*boundary, BOUNDARY), *entries])
+            self._install_close()
+            self._install_rename(incoming)
+            self._install_sync(incoming)
+            self._install_open()
+        except (OSError, lmdb.Error) as exc:
+            raise commit_failure(self.folder, exc, "installing a snapshot") from exc
+
+    # The steps of `install`, for a simulator to crash between them
+
+    def _install_complete(self, incoming: Path, meta: dict[str, bytes], entries: list[tuple[int, int, bytes]]) -> None:
+        """One transaction, durable before anything is renamed."""
+        environment = Environment(incoming)
+        try:
+            assert environment.log_bounds() is None
+            with environment.begin_write() as txn:
+                for name, value in meta.items():
+                    txn.put(name.encode(), seal(name.encode(), value), db=environment.named)
+                for index, term, command in entries:
+                    txn.put(u64(index), seal(u64(index), u64(term) + command), db=environment.log, append=True)
+        finally:
+            environment.close()
+
+    def _install_close(self) -> None:
+        """The folder stays locked."""
+        self._lmdb.close()
+
+    def _install_rename(self, incoming: Path) -> None:
+        """From here on this is the new environment. LMDB's lock file counts the transactions of the old one."""
+        (self.folder / _LOCK).unlink(missing_ok=True)
+        (incoming / _DATA).rename(self.folder / _DATA)
+
+    def _install_sync(self, incoming: Path) -> None:
+        sync_folder(self.folder)
+        sync_folder(incoming)
+
+    def _install_open(self) -> None:
+        self._open()
+
+    def _read(self) -> bool:
+        """A read transaction of this process is open, in any thread."""
+        readers = [line.split() for line in self._lmdb.readers().splitlines()[1:]]
+        return any(pid == str(os.getpid()) and txn != "-" for pid, _thread, txn in readers)
+
     def begin_read(self) -> Transaction:
         """A read transaction of `tables`. Short, or renewed: it keeps old pages from being used again."""
         with reading(str(self.folder)):
@@ -153,6 +225,13 @@ class Environment:
     def meta(self, name: str) -> bytes | None:
         with self.begin_read() as txn:
             return self.meta_in(txn, name)
+
+    def metas(self) -> dict[str, bytes]:
+        """All named values, but the format."""
+        with reading("table 'meta'"), self.begin_read() as txn:
+            found = {bytes(key).decode(): unseal("meta", key, stored) for key, stored in txn.cursor(self.named)}
+        del found["format"]
+        return found
 
     def meta_in(self, txn: Transaction, name: str) -> bytes | None:
         """The named value as `txn` sees it."""
@@ -197,10 +276,23 @@ class Environment:
             raise EnvironmentDamaged(f"table 'log' is damaged: no entry at index {first}")
         return entries
 
+    def log_term(self, txn: Transaction, index: int) -> int | None:
+        """The term of the entry at `index` as `txn` sees it, None when the log does not hold it."""
+        with reading("table 'log'"):
+            stored = txn.get(u64(index), db=self.log)
+        return None if stored is None else from_u64(unseal("log", u64(index), stored)[:8])
+
     def log_bytes(self) -> int:
         """The bytes of the pages that the log takes."""
-        with reading("table 'log'"), self._lmdb.begin(self.log) as txn:
-            stat = txn.stat(self.log)
+        return self._table_bytes("log", self.log)
+
+    def tables_bytes(self) -> int:
+        """The bytes of the pages that the machine's records take."""
+        return self._table_bytes("tables", self.tables)
+
+    def _table_bytes(self, name: str, table: Any) -> int:
+        with reading(f"table {name!r}"), self._lmdb.begin(table) as txn:
+            stat = txn.stat(table)
         return self._page_bytes * (stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
 
     def free_bytes(self) -> int:
@@ -213,7 +305,16 @@ class Environment:
         return self._file().st_blocks * 512
 
     def _file(self) -> os.stat_result:
-        return (self.folder / "data.mdb").stat()
+        return (self.folder / _DATA).stat()
+
+
+def discard(folder: Path) -> None:
+    """Delete an environment that was made to be installed: its two files and their folder, and nothing else."""
+    if folder.is_dir():
+        (folder / _DATA).unlink(missing_ok=True)
+        (folder / _LOCK).unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it
+            folder.rmdir()
 
 
 def _index(key: bytes) -> int:
@@ -229,14 +330,16 @@ def _entry(index: int, key: bytes, stored: bytes) -> tuple[bytes, int, int]:
     return value[8:], index, _U64.unpack_from(value)[0]
 
 
-def _create_folder(folder: Path) -> None:
+def _create_folder(folder: Path, mode: int = 0o700) -> None:
+    """With the folders above it that are missing, each of them synced."""
     if folder.is_dir():
         return
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _sync_folder(folder.parent)
+    _create_folder(folder.parent, mode=0o777)
+    folder.mkdir(mode=mode, exist_ok=True)
+    sync_folder(folder.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

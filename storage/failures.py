@@ -85,13 +85,13 @@ def open_failure(folder: Path, exc: OSError | lmdb.Error) -> StorageError:
     return EnvironmentUnusable(f"{folder}: cannot be used for data, try a local file system: {exc}")
 
 
-def commit_failure(folder: Path, exc: BaseException) -> StorageError:
-    """Why a write transaction of the environment in `folder` did not reach the disk."""
+def commit_failure(folder: Path, exc: BaseException, what: str = "commit") -> StorageError:
+    """Why a write to the environment in `folder` did not reach the disk."""
     if isinstance(exc, StorageError):
         return exc
     if isinstance(exc, _DAMAGE):
         return EnvironmentDamaged(f"{folder}: the data is damaged, found by a commit: {exc}")
     if isinstance(exc, lmdb.MapFullError):
-        return StorageFailed(f"{folder}: commit failed: the map is full")
-    cause = _FULL.get(exc.code) if isinstance(exc, lmdb.Error) else None
-    return StorageFailed(f"{folder}: commit failed: {cause or repr(exc)}")
+        return StorageFailed(f"{folder}: {what} failed: the map is full")
+    code = exc.code if isinstance(exc, lmdb.Error) else exc.errno if isinstance(exc, OSError) else None
+    return StorageFailed(f"{folder}: {what} failed: {_FULL.get(code or 0) or repr(exc)}")

@@ -96,25 +96,26 @@ class Writer:
         try:
             if self.failure is not None:
                 raise self.failure
-            txn = self._environment.begin_write()
-            try:
-                _fill(self._environment, txn, batch)
-            except BaseException:
-                txn.abort()
-                raise
-            return txn
+            return fill(self._environment, batch)
         finally:
             self._filled.release()
 
 
-def _fill(environment: Environment, txn: Transaction, batch: WriteBatch) -> None:
-    if batch.truncate_from is not None or batch.entries or batch.compact_below is not None:
-        _fill_log(txn.cursor(environment.log), batch)
-    if batch.meta:
-        named = [(key := name.encode(), seal(key, value)) for name, value in batch.meta.items()]
-        txn.cursor(environment.named).putmulti(named)
-    if batch.tables:
-        _fill_tables(environment, txn, batch.tables)
+def fill(environment: Environment, batch: WriteBatch) -> Transaction:
+    """A write transaction, begun and filled with `batch`: call its `commit` in the same thread, or its `abort`."""
+    txn = environment.begin_write()
+    try:
+        if batch.truncate_from is not None or batch.entries or batch.compact_below is not None:
+            _fill_log(txn.cursor(environment.log), batch)
+        if batch.meta:
+            named = [(key := name.encode(), seal(key, value)) for name, value in batch.meta.items()]
+            txn.cursor(environment.named).putmulti(named)
+        if batch.tables:
+            _fill_tables(environment, txn, batch.tables)
+    except BaseException:
+        txn.abort()
+        raise
+    return txn
 
 
 def _fill_log(cursor: Cursor, batch: WriteBatch) -> None:
