@@ -46,10 +46,15 @@ class Config(Struct, frozen=True, kw_only=True):
     members: Annotated[
         Members,
         about(
-            "The first members of the cluster and where their peers reach them, the same on every node. "
-            "In TOML a table. Empty: this node alone."
+            "The first members of the cluster and where their peers reach them, the same on every node; with `join`, "
+            "some that are in it. In TOML a table. Empty: this node alone."
         ),
     ] = {}
+    join: Annotated[
+        bool,
+        Meta(title="true or false"),
+        about("With an empty folder: wait to be added to the cluster of `members` (`raftq cluster add`)."),
+    ] = False
     api_listen: Annotated[Address, about("Where HTTP is served.")] = "127.0.0.1:7701"
     api_url: Annotated[
         OptionalUrl, about("Where clients reach this node; redirects name it. Empty: `http://` and `api_listen`.")
@@ -94,7 +99,8 @@ class Config(Struct, frozen=True, kw_only=True):
         return self.peer_address or self.members.get(self.node_id) or self.peer_listen
 
     @property
-    def voters(self) -> dict[str, str]:
+    def first_members(self) -> dict[str, str]:
+        """Who the cluster begins with; with `join`, where it is found."""
         return self.members or {self.node_id: self.public_peer_address}
 
 
@@ -105,15 +111,17 @@ def contradiction(config: Config) -> str | None:
 
 def _wrong_addresses(config: Config) -> str | None:
     own, url, peer = config.node_id, config.public_url, config.public_peer_address
-    if config.members and own not in config.members:
-        return f"members does not hold this node: add {own}=host:port"
-    if config.members and config.members[own] != peer:
+    if config.join and not set(config.members) - {own}:
+        return "to join, members must name at least one node of the cluster: add node=host:port"
+    if config.members and own not in config.members and not config.join:
+        return f"members does not hold this node: add {own}=host:port, or set join to be added to a cluster that runs"
+    if config.members.get(own, peer) != peer:
         return f"peer_address is {peer}, but members has {own} at {config.members[own]}: make them equal"
-    if any(addresses.is_wildcard(address) for address in config.voters.values()):
+    if any(addresses.is_wildcard(address) for address in (peer, *config.first_members.values())):
         return "other nodes cannot dial 0.0.0.0 or [::]: name the host in members, or peer_address"
     if addresses.is_wildcard(url.partition("://")[2]):
         return f"clients cannot dial {url}: set api_url to the URL that they use"
-    for address in (config.api_listen, config.peer_listen, *config.voters.values()):
+    for address in (config.api_listen, config.peer_listen, peer, *config.first_members.values()):
         if addresses.split(address)[1] > 65535:
             return f"{address}: a port is at most 65535"
     return None

@@ -35,6 +35,7 @@ class Exit(enum.IntEnum):
     COMMIT_FAILED = 18, "the disk refused a commit; what is on disk is whole, so start it again once the disk is well"
     NOT_READY = 19, "the cluster had no leader in time, or a node of it did not start"
     TOUR_FAILED = 20, "a step of the tour did not go as it should"
+    FENCED = 21, "the data folder may not take part any more: it was removed, emptied, or is an old copy"
     UNAVAILABLE = 30, "no node could take it in time; it did not happen"
     OUTCOME_UNKNOWN = 31, "the answer was lost: it may have happened, or not"
     UNFINISHED = 32, "`raftq write` was stopped before the end of the file, and goes on from there"
@@ -57,4 +58,4 @@ def meaning(code: int) -> str:
 
 def needs_a_person(code: int) -> bool:
     """True when starting a node again would only meet the same fault."""
-    return Exit.USAGE <= code < Exit.COMMIT_FAILED or Exit.REFUSED <= code <= Exit.FILE_REFUSED
+    return Exit.USAGE <= code < Exit.COMMIT_FAILED or code == Exit.FENCED or Exit.REFUSED <= code <= Exit.FILE_REFUSED

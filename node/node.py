@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 
 import structlog
 
 import raftq
 from raftq.api.app import Api
-from raftq.api.ports import Limits, Measure
+from raftq.api.ports import Backup, Limits, Measure
 from raftq.node import listening
+from raftq.node.backups import Backups
 from raftq.node.config import Config
 from raftq.node.identity import Identity
 from raftq.node.measures import measures
@@ -49,6 +51,7 @@ class Node:
             on_role=self._on_role,
             on_fatal=self._on_fatal,
         )
+        self._backups = Backups(environment.folder, self.shard.backup, self._room_bytes)
 
     async def start(self, bound: socket.socket) -> None:
         """Serve on `bound`. Raises Fatal when the peers' address cannot be listened on."""
@@ -76,6 +79,13 @@ class Node:
     def leader_url(self) -> str | None:
         peers = self.shard.status().peers if self._leader else []
         return next((peer.api_url or None for peer in peers if peer.id == self._leader), None)
+
+    def backup(self) -> AbstractAsyncContextManager[Backup]:
+        return self._backups.backup()
+
+    def _room_bytes(self) -> int:
+        environment = self.environment
+        return environment.free_bytes() - environment.tables_bytes() - self.config.disk_reserve_bytes
 
     def measures(self) -> Iterable[Measure]:
         return measures(self)
@@ -109,8 +119,10 @@ def _shard_config(config: Config, identity: Identity) -> ShardConfig:
         cluster_id=config.cluster_id,
         node_uuid=identity.node_uuid,
         boot=identity.boot,
-        voters=config.voters,
+        members=config.first_members,
+        join=config.join,
         peer_listen=config.peer_listen,
+        peer_address=config.public_peer_address,
         api_url=config.public_url,
         version=raftq.__version__,
         timing=Timing(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import shutil
 import signal
 import sys
 from typing import Any
@@ -13,25 +12,17 @@ from typing import Any
 import structlog
 import uvloop
 
-from raftq.node import doctor, identity, listening, logs
+from raftq.node import doctor, folders, identity, listening, logs
 from raftq.node.config import Config
 from raftq.node.exits import Exit, Fatal
 from raftq.node.node import Node
-from raftq.storage.environment import (
-    Environment,
-    EnvironmentBusy,
-    EnvironmentDamaged,
-    EnvironmentUnusable,
-    StorageFailed,
-)
+from raftq.replication.shard import Fenced
+from raftq.storage.environment import Environment, StorageError
 from raftq.storage.machine.commands import UnknownCommand
 
 #: Seconds a thread may keep the interpreter: 5 ms, the default, is ten times a whole cycle. At 0.1 ms instead of 0.5
 #: the writer gets back in time to end a commit under load: 1.2 times as many batches (docs/decisions/0006).
 SWITCH_SECONDS = 0.0001
-
-#: With less than this free a disk counts as full: a commit may need as much.
-FREE_BYTES_MIN = 1 << 20
 
 _log = structlog.get_logger("raftq.node")
 
@@ -122,18 +113,11 @@ def _exit_of(config: Config, error: Exception) -> Exit:
     match error:
         case Fatal():
             return error.code
-        case EnvironmentBusy():
-            return Exit.FOLDER_IN_USE
-        case EnvironmentDamaged() | UnknownCommand():
+        case UnknownCommand():
             return Exit.DAMAGED
-        case EnvironmentUnusable():
-            return Exit.CONFIG
-        case StorageFailed():
-            return _exit_of_full_or_failing_disk(config)
+        case Fenced():
+            return Exit.FENCED
+        case StorageError():
+            return folders.exit_of(error, config.data)
         case _:
             return Exit.UNEXPECTED
-
-
-def _exit_of_full_or_failing_disk(config: Config) -> Exit:
-    """LMDB tells of a full disk as an input/output error when a write was cut short, so the disk itself is asked."""
-    return Exit.DISK_FULL if shutil.disk_usage(config.data).free < FREE_BYTES_MIN else Exit.COMMIT_FAILED

@@ -45,6 +45,11 @@ def choices(name: str) -> list[str]:
     return sorted(map(str, info.type.values)) if isinstance(info.type, inspect.LiteralType) else []
 
 
+def is_switch(name: str) -> bool:
+    """True or false: as a flag it takes no value."""
+    return FIELDS[name].default is False
+
+
 def says(name: str, what: Literal["title", "description"]) -> str:
     """The kind of a setting's values ("title"), or its help."""
     info = inspect.type_info(FIELDS[name].type)
@@ -72,6 +77,11 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], file: Path | None
     if wrong := contradiction(config):
         raise Fatal(Exit.CONFIG, wrong)
     return config
+
+
+def checked(name: str, value: str, where: str) -> Any:
+    """The value of one setting, given `where`. Raises Fatal(CONFIG)."""
+    return _converted(where, name, value)
 
 
 def misspelt_variables(environ: Mapping[str, str]) -> list[str]:

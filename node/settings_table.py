@@ -42,6 +42,8 @@ def _row(name: str) -> Row:
 def _shown(default: Any) -> str:
     if default is msgspec.NODEFAULT:
         return ""
+    if isinstance(default, bool):
+        return str(default).lower()
     if isinstance(default, ByteCount):
         return f"{default >> 20}MiB"
     return f"{default:g}" if isinstance(default, float) else str(default)

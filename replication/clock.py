@@ -28,7 +28,8 @@ class ClusterClock:
         self._base = Clocks(0, 0)
         self._since = 0.0
         self._last = Clocks(0, 0)
-        self._quorum = 1
+        #: None unless this node leads: what it measured before it did, or since, is nobody's time.
+        self._quorum: int | None = None
         #: Lease time as the last leader told it, and when this node's clock was last compared with others'.
         self._told_lease_ms = 0
         self._compared = 0.0
@@ -61,6 +62,7 @@ class ClusterClock:
 
     def follow(self, wall_ms: int, lease_ms: int) -> None:
         """Follower: the leader says that the quorum's median is `wall_ms` (0: it does not know yet), and lease time."""
+        self._quorum = None
         if wall_ms:
             self.offset_ms = self._wall() * 1000 - wall_ms
             self._compared = self._monotonic()
@@ -68,7 +70,7 @@ class ClusterClock:
 
     def now(self) -> Clocks | None:
         """Leader: the clocks for an entry proposed now; None before a quorum's clocks are known."""
-        if len(self._found) + 1 < self._quorum:
+        if not self._knows_quorum():
             return None
         monotonic = self._monotonic()
         own = self._wall() * 1000 - monotonic * 1000
@@ -80,6 +82,9 @@ class ClusterClock:
         self._last = Clocks(max(self._last.lease_ms, lease_ms), max(self._last.wall_ms, wall_ms))
         return self._last
 
+    def _knows_quorum(self) -> bool:
+        return self._quorum is not None and len(self._found) + 1 >= self._quorum
+
     def _median(self, own: float) -> float:
         """Of an even number the lower: a clock that is behind delays, one that is ahead ends things early for good."""
         found = sorted([own, *(found for found, _ in self._found.values())])
@@ -87,7 +92,7 @@ class ClusterClock:
 
     def median_ms(self) -> int:
         """Leader: the quorum's clock, which the time of entries may be ahead of; 0 before it is known."""
-        if len(self._found) + 1 < self._quorum or self.offset_ms is None:
+        if not self._knows_quorum() or self.offset_ms is None:
             return 0
         return int(self._wall() * 1000 - self.offset_ms)
 

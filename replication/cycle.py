@@ -14,21 +14,27 @@ from __future__ import annotations
 
 import asyncio
 import struct
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import structlog
+
+from raftq.replication import membership
+from raftq.replication.changes import Changes
 from raftq.replication.clock import ClusterClock
 from raftq.replication.digests import Digests
-from raftq.replication.engine import NO_OP, REGULAR, InvariantBroken, Message, SyncObj
+from raftq.replication.engine import CONFIGURATION, NO_OP, REGULAR, InvariantBroken, Message, SyncObj
 from raftq.replication.health import Health
 from raftq.replication.journal import Journal
-from raftq.replication.peers import Hello, Peers
+from raftq.replication.membership import Configuration
 from raftq.replication.pending import Proposals, Reads
 from raftq.replication.roster import META as ROSTER
 from raftq.replication.roster import Roster
 from raftq.replication.shard import (
+    ChangeRefused,
     Committed,
+    Fenced,
     NotLeader,
     OutcomeUnknown,
     Peer,
@@ -36,21 +42,27 @@ from raftq.replication.shard import (
     Stopping,
 )
 from raftq.replication.shard_config import ShardConfig
-from raftq.replication.wire import PROTOCOL
+from raftq.replication.transfer import Receiver, Sender
+from raftq.replication.wire import PROTOCOL, Hello, Refusal
+from raftq.replication.world import REAL, World
 from raftq.storage.environment import Environment, WriteBatch
 from raftq.storage.machine import commands, entries
 from raftq.storage.machine.apply import Machine
-from raftq.storage.machine.commands import Expire, TakeDigest
+from raftq.storage.machine.commands import Command, Expire, SetVersion, TakeDigest
 from raftq.storage.machine.entries import Clocks
 from raftq.storage.machine.ports import Meta
-from raftq.storage.machine.replies import Effect, Expired, Leased
+from raftq.storage.machine.replies import Effect, Expired, Leased, Reply
 from raftq.storage.machine.views import View
 from raftq.storage.overlay import Overlay
-from raftq.storage.writer import Writer
+from raftq.storage.snapshot import SnapshotHead
+
+_log = structlog.get_logger("raftq.shard")
 
 _U64 = struct.Struct(">Q")
-_CLOCKS = struct.Struct(">QQ")
+CLOCKS = struct.Struct(">QQ")
 _EXPIRE = commands.encode(Expire())
+#: Names in the environment's meta table.
+MEMBERSHIP, FENCED = "membership", "fenced"
 
 
 class RaftShard:
@@ -65,62 +77,101 @@ class RaftShard:
         on_effects: Callable[[list[Effect]], None] = lambda _effects: None,
         on_role: Callable[[str, str | None, int], None] = lambda _role, _leader, _term: None,
         on_fatal: Callable[[BaseException], None] = lambda _error: None,
-        monotonic: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
+        world: World = REAL,
     ) -> None:
+        """Raises Fenced when this folder may not take part any more."""
+        if fenced := environment.meta(FENCED):
+            raise Fenced(fenced.decode())
         self.config, self.environment = config, environment
         self._on_effects, self._on_role, self._on_fatal = on_effects, on_role, on_fatal
-        self._monotonic = monotonic
-        self._overlay = Overlay(environment)
-        self._machine = Machine(self._overlay)
-        self._journal = Journal(environment)
-        applied = self._journal.getRaftCommitIndex()
+        self._world, self._monotonic = world, world.monotonic
+        self._read_environment()
+        applied = self._applied_durable
         self._engine = SyncObj(
             config.node_id,
-            list(config.voters),
+            _base(config, environment),
             self._journal,
             applied=applied,
-            clock=monotonic,
+            clock=world.monotonic,
+            dice=world.dice,
             timing=config.timing,
+            flow=config.flow,
         )
         self._engine.append_extra = self._append_extra
         self._engine.on_append = self._on_append
         self._engine.on_answer = self._on_answer
-        self._clock = ClusterClock(monotonic, wall)
-        self._health = Health(config, environment, self._clock, monotonic)
+        self._clock = ClusterClock(world.monotonic, world.wall)
+        self._health = Health(config, environment, self._clock, world.monotonic)
         self._engine.answer_extra = self._health.of_answer
-        #: Clocks of the last applied entry.
-        self._clocks = Clocks(*_CLOCKS.unpack(environment.meta("clocks") or bytes(_CLOCKS.size)))
-        self._roster = Roster(config.cluster_id, config.voters, environment.meta(ROSTER))
-        self._peers = Peers(
+        self._roster = Roster(config.cluster_id, environment.meta(ROSTER), self._membership)
+        self._peers = world.peers(
             self._hello,
-            config.voters,
             config.peer_listen,
             on_message=self._on_message,
             on_connected=self._on_connected,
             on_disconnected=self._on_disconnected,
             on_bytes=self._engine.contact,
+            on_refused=self._on_refused,
             admit=self._roster.admit,
         )
-        self.writer = Writer(environment)
+        self._configuration = self._engine.configuration
+        #: Now or before; a folder that waits to be added was not.
+        self._was_member = not config.join or any(map(self._uuid_in, self._engine.memberships.all()))
+        self._peers.set_members(self._addresses())
+        self._changes = Changes(self._engine, self._uuid_of)
+        self._fence: str | None = None
         self._digests = Digests(environment, config.node_id)
+        self._sender = Sender(
+            environment,
+            config.cluster_id,
+            self._peers.send,
+            term=lambda: self._engine.term,
+            on_failure=self._fatal,
+            queued_bytes=lambda node: self._peers.queued_bytes(node, bulk=True),
+            reserve_bytes=config.disk_reserve_bytes,
+            chunk_bytes=config.chunk_bytes,
+        )
+        self._receiver = Receiver(
+            environment,
+            config.cluster_id,
+            self._peers.send,
+            term=lambda: self._engine.term,
+            needless=self._has,
+            on_ready=self._schedule,
+            on_failure=self._fatal,
+            reserve_bytes=config.disk_reserve_bytes,
+            chunk_bytes=config.chunk_bytes,
+        )
         self._inbox: list[tuple[str, Message]] = []
         self._proposals = Proposals(config)
         self._reads = Reads()
         self._seen: tuple[str, str | None, int] = ("follower", None, 0)
         self._leading_term: int | None = None
         self._expiring = False
-        self._expire_from = 0.0
+        self._expire_from = self._members_from = 0.0
         self._scheduled = False
+        #: Since when a commit runs, or a snapshot is being installed.
         self._committing: float | None = None
-        self._rode_since: float | None = None
-        self._applied_durable = applied
+        self._installing: asyncio.Task[None] | None = None
         self._sent = False
         self._stopping = False
         self._closed = False
         #: Once a second: what peers have acknowledged is written with the next batch.
         self._keep_roster = False
         self._ticked = 0.0
+
+    def _read_environment(self) -> None:
+        """All that memory holds of what is on disk."""
+        environment = self.environment
+        self.writer = self._world.writer(environment)
+        self._overlay = Overlay(environment)
+        self._machine = Machine(self._overlay, self.config.machine_version)
+        self._journal = Journal(environment, tail_bytes=self.config.tail_bytes)
+        self._applied_durable = self._journal.getRaftCommitIndex()
+        #: Clocks of the last applied entry.
+        self._clocks = Clocks(*CLOCKS.unpack(environment.meta("clocks") or bytes(CLOCKS.size)))
+        #: Since when something is applied that is not on disk.
+        self._rode_since: float | None = None
 
     # Life
 
@@ -170,6 +221,10 @@ class RaftShard:
             self._deposed()
         await self._peers.close()
         await self._digests.settled()
+        await self._sender.interrupt()
+        await self._receiver.interrupt()
+        if self._installing is not None:
+            await asyncio.gather(self._installing, return_exceptions=True)
         await self._loop.run_in_executor(None, self.writer.close)
         self._overlay.close()
 
@@ -204,7 +259,29 @@ class RaftShard:
         return leader if leader != self._engine.id else None
 
     def stale(self) -> View:
+        if self._installing is not None and not self._installing.done():
+            raise NotLeader(self._other_leader())
         return self._machine.view()
+
+    async def add(self, node: str, peer_address: str, *, replaces: str | None = None) -> int:
+        return await self._changed(lambda future: self._changes.add(node, peer_address, replaces, future))
+
+    async def remove(self, node: str) -> int:
+        self._check_leading()
+        if node == self._engine.id and len(self._engine.voters) > 1:
+            raise NotLeader(await self.transfer())
+        return await self._changed(lambda future: self._changes.remove(node, future))
+
+    async def _changed(self, change: Callable[[asyncio.Future[int]], None]) -> int:
+        self._check_leading()
+        while self._committing is not None:  # the log is not changed while it is being committed
+            await asyncio.sleep(0.001)
+            self._check_leading()
+        future: asyncio.Future[int] = self._loop.create_future()
+        change(future)
+        self._engine.broadcast()
+        self._schedule()
+        return await future
 
     async def transfer(self, target: str | None = None, within: float = 2.0) -> str:
         engine = self._engine
@@ -212,6 +289,8 @@ class RaftShard:
             raise NotLeader(engine.leader)
         if target == engine.id:
             return engine.id
+        if target is not None and target not in engine.voters:
+            raise ChangeRefused(f"{target} does not vote, so it cannot lead: the voters are {', '.join(engine.voters)}")
         chosen = target or engine.most_advanced()
         if chosen is None:
             raise OutcomeUnknown("no follower is connected")
@@ -221,7 +300,7 @@ class RaftShard:
         while self._monotonic() < deadline and not self._closed:
             if engine.leader is not None and not engine.is_leader:
                 return engine.leader
-            if not any(self._peers.reachable(node) for node in self.config.voters if node != engine.id):
+            if not any(self._peers.reachable(node) for node in engine.voters if node != engine.id):
                 raise OutcomeUnknown("no other node is connected any more")
             if engine.is_leader and not engine.transferring:
                 chosen = target or engine.most_advanced() or chosen
@@ -232,8 +311,11 @@ class RaftShard:
 
     async def digest(self, within: float = 10.0) -> tuple[int, dict[str, str | None]]:
         committed = await self.propose(commands.encode(TakeDigest()))
-        found = await self._digests.gather(committed.index, list(self.config.voters), within)
+        found = await self._digests.gather(committed.index, list(self._engine.configuration.members), within)
         return committed.index, found
+
+    async def backup(self, path: Path) -> SnapshotHead:
+        return await self._sender.backup(path)
 
     def status(self) -> Status:
         engine, journal = self._engine, self._journal
@@ -249,24 +331,27 @@ class RaftShard:
             first_index=journal.first_index,
             log_bytes=journal.log_bytes,
             ready=engine.heard_leader() and not self._stopping,
-            peers=[self._peer(node) for node in sorted(self.config.voters)],
+            peers=[self._peer(node) for node in engine.configuration.members],
             clock_offset_ms=self._clock.offset_ms,
         )
 
     def _peer(self, node: str) -> Peer:
         engine, own = self._engine, node == self._engine.id
         hello = self._hello() if own else self._peers.hello_of(node)
+        member = engine.configuration.members[node]
         role: Any = "unknown"
-        if own:
+        if not member.voter:
+            role = "learner"
+        elif own:
             role = engine.role
         elif engine.leader is not None:
             role = "leader" if engine.leader == node else "follower"
         return Peer(
             id=node,
             api_url=hello.api_url if hello else "",
-            peer_address=self.config.voters[node],
+            peer_address=member.peer_address,
             role=role,
-            voter=True,
+            voter=member.voter,
             reachable=own or self._peers.reachable(node),
             match_index=engine.match_index(node),
             applied_index=engine.applied_index if own else engine.applied_index_of(node),
@@ -277,6 +362,7 @@ class RaftShard:
 
     def _hello(self) -> Hello:
         config = self.config
+        index, configuration, _ = self._membership()
         return Hello(
             protocol=PROTOCOL,
             cluster_id=config.cluster_id,
@@ -284,11 +370,49 @@ class RaftShard:
             node_uuid=config.node_uuid,
             boot=config.boot,
             api_url=config.api_url,
-            peer_address=config.voters[config.node_id],
+            peer_address=config.peer_address,
             version=config.version,
+            machine_version=config.machine_version,
             last_index=self._journal.durable_index,
             term=self._engine.term,
+            config_index=index,
+            member=config.node_id in configuration.members,
         )
+
+    def _membership(self) -> tuple[int, Configuration, bool]:
+        """The index of the configuration in force, the configuration, and whether it is committed."""
+        memberships = self._engine.memberships
+        return memberships.index, memberships.current, memberships.index <= self._engine.commit_index
+
+    def _uuid_of(self, node: str) -> str | None:
+        if node == self.config.node_id:
+            return self.config.node_uuid
+        hello = self._peers.hello_of(node) if self._peers.reachable(node) else None
+        return hello.node_uuid if hello else None
+
+    def _uuid_in(self, configuration: Configuration) -> bool:
+        own = configuration.members.get(self.config.node_id)
+        return own is not None and own.uuid == self.config.node_uuid
+
+    def _addresses(self) -> dict[str, str]:
+        """Of the others. Who waits to be added speaks to those that it was told of."""
+        found = self._engine.configuration.addresses() or self.config.members
+        return {node: address for node, address in found.items() if node != self.config.node_id}
+
+    def _on_refused(self, node: str, refusal: Refusal) -> None:
+        """A peer turned this node away. For good, unless a later configuration names this very folder, or the folder
+        waits to be added: the peer may not know yet that it was."""
+        index, configuration, _ = self._membership()
+        named_since = self._uuid_in(configuration) and index > refusal.config_index
+        if refusal.final and self._was_member and not named_since:
+            self._end_for_good(f"{node} says: {refusal.reason}")
+
+    def _end_for_good(self, reason: str) -> None:
+        """This folder must not take part any more: note that on disk, and end."""
+        if self._fence is None and not self._closed:
+            self._fence = reason
+            self._deposed()
+            self._schedule()
 
     def _on_message(self, node: str, message: Message) -> None:
         self._inbox.append((node, message))
@@ -331,7 +455,7 @@ class RaftShard:
         follower does, for reads and check-quorum. Neither promises anything."""
         engine = self._engine
         if engine.is_leader:
-            self._peers.send([node for node in self.config.voters if node != engine.id], {"type": "ping"})
+            self._peers.send(self._others(), {"type": "ping"})
             return
         for node, message in reversed(self._inbox):
             if node == engine.leader and message["type"] == "append" and message["term"] == engine.term:
@@ -344,16 +468,23 @@ class RaftShard:
         self._scheduled = False
         if self._closed or self._committing is not None:
             return
+        if self._fence is not None:
+            self._commit_fence(self._fence)
+            return
         round_before = self._engine.round
         try:
             self._take_inbox()
             self._engine.tick()
             self._watch()
+            self._move_snapshots()
+            if self._engine.is_leader and self._monotonic() >= self._members_from:
+                self._look_after_members()
             self._look_after_health()
             self._apply()
             self._batch()
             self._begin_reads(round_before)
             self._compact()
+            self._meet_members()
             self._send(self._engine.outbox)
             if self._reads.begun:
                 self._reads.end(self._engine.confirmed_round(), self._engine.applied_index, self._machine.view)
@@ -362,6 +493,9 @@ class RaftShard:
             else:
                 self._send(self._engine.held)
                 self._campaign_in_time()
+                if (ready := self._receiver.ready()) is not None:
+                    self._committing = self._monotonic()
+                    self._installing = self._loop.create_task(self._install(*ready))
             self._sent = False
         except Exception as error:
             self._fatal(error)
@@ -381,9 +515,22 @@ class RaftShard:
                 engine.connected(node)
             elif kind == "disconnected":
                 self._health.gone(node)
+                self._sender.disconnected(node)
+                self._receiver.disconnected(node)
                 engine.disconnected(node)
             elif kind == "digest":
-                self._digests.told(node, message["index"], message["digest"])
+                if node in engine.configuration.members:
+                    self._digests.told(node, message["index"], message["digest"])
+            elif kind == "roster":
+                if node == engine.leader:
+                    self._roster.told(message["known"])
+            elif kind == "snapshot_offer":
+                if node == engine.leader and message["term"] == engine.term:
+                    self._receiver.on_offer(node, message)
+            elif kind == "snapshot_ask":
+                self._sender.on_ask(node, message)
+            elif kind == "snapshot_chunk":
+                self._receiver.on_chunk(node, message)
             else:
                 engine.step(node, message)
             if self._leading_term is not None and not (engine.is_leader and engine.term == self._leading_term):
@@ -405,6 +552,23 @@ class RaftShard:
             self._seen = seen
             self._on_role(*seen)
 
+    def _meet_members(self) -> None:
+        """Act on a configuration that has come into force, or is so no more."""
+        before, now = self._configuration, self._engine.configuration
+        if before is now:
+            return
+        self._configuration = now
+        self._was_member |= self._uuid_in(now)
+        after, addresses = now.members, self._addresses()
+        gone = [n for n, member in before.members.items() if n not in after or member.voter > after[n].voter]
+        self._roster.forget(gone)
+        # One that comes back with a new folder is met anew: its old one may still seem to be there.
+        self._peers.set_members({node: address for node, address in addresses.items() if node not in gone})
+        self._peers.set_members(addresses)
+
+    def _others(self) -> list[str]:
+        return [node for node in self._engine.configuration.members if node != self._engine.id]
+
     def _last_clocks(self) -> Clocks:
         """Those of the last entry in the log that has any."""
         journal = self._journal
@@ -419,6 +583,7 @@ class RaftShard:
         self._leading_term = None
         self._expiring = False
         self._proposals.give_up()
+        self._changes.give_up()
         self._turn_away()
 
     def _turn_away(self) -> None:
@@ -440,17 +605,20 @@ class RaftShard:
                 if index > engine.commit_index or self._digests.due:
                     break
                 budget -= len(command)
+                before = engine.memberships.base
                 self._apply_entry(command, index, term, effects)
                 engine.applied(index)
+                self._check_removed(before)
                 if self._rode_since is None:
                     self._rode_since = self._monotonic()
         self._proposals.committed(engine.commit_index)
+        self._changes.applied(engine.applied_index)
         if effects and engine.is_leader:
             self._on_effects(effects)
 
     def _apply_entry(self, command: bytes, index: int, term: int, effects: list[Effect]) -> None:
         if command[:1] != REGULAR:
-            if command != NO_OP:
+            if command != NO_OP and command[:1] != CONFIGURATION:
                 raise InvariantBroken(f"entry {index} is of unknown kind {command[:1]!r}: upgrade this node")
             return
         self._clocks, encoded = entries.decode(command, 1)
@@ -467,9 +635,7 @@ class RaftShard:
             if waiters is not None:
                 waiter = waiters[position]
                 if waiter is None:
-                    self._expiring = False
-                    more = isinstance(reply, Expired) and reply.more
-                    self._expire_from = 0.0 if more else self._monotonic() + self.config.expire_pause
+                    self._answer_itself(operation, reply)
                 elif not waiter.done():
                     messages = machine.deliveries(reply) if type(reply) is Leased else None
                     waiter.set_result(Committed(index, position, reply, messages, wall_ms))
@@ -477,6 +643,23 @@ class RaftShard:
                 self._digests.ask(index)
         machine.end_entry(meta)
         self._proposals.applied(index)
+
+    def _answer_itself(self, operation: Command, reply: Reply) -> None:
+        """Of what the shard proposed by itself."""
+        if type(operation) is Expire:
+            self._expiring = False
+            more = isinstance(reply, Expired) and reply.more
+            self._expire_from = 0.0 if more else self._monotonic() + self.config.expire_pause
+
+    def _check_removed(self, before: Configuration) -> None:
+        """Its own removal is committed: this node ends. One that catches up also meets configurations of long ago, in
+        which another folder bore its name."""
+        if not self._uuid_in(before):
+            return
+        if self.config.node_id not in (members := self._engine.memberships.base.members):
+            self._end_for_good(
+                f"{self.config.node_id} was removed from the cluster: its members are {', '.join(members)}"
+            )
 
     # Propose
 
@@ -534,7 +717,9 @@ class RaftShard:
         batch.tables = self._overlay.take()
         self._applied_next = self._engine.applied_index
         batch.meta["applied"] = _U64.pack(self._applied_next)
-        batch.meta["clocks"] = _CLOCKS.pack(*self._clocks)
+        batch.meta["clocks"] = CLOCKS.pack(*self._clocks)
+        if self._engine.memberships.dirty:
+            batch.meta[MEMBERSHIP] = self._engine.memberships.encode()
         if self._roster.dirty or (self._roster.changed and self._keep_roster):
             self._keep_roster = False
             batch.meta[ROSTER] = self._roster.encode()
@@ -580,17 +765,60 @@ class RaftShard:
         self._run()
 
     def _compact(self) -> None:
-        """Until there are snapshots: cut the log below what every member has and this node has applied durably, when
-        that is the better part of it."""
+        """Cut the log below what every member has and this node has applied durably, when that is the better part of
+        it. A member that lags too far is not waited for: it is sent a snapshot."""
         journal = self._journal
         below = min(self._engine.compactable, self._applied_durable)
         if journal.log_bytes > self.config.compact_bytes and 2 * (below - journal.first_index) > len(journal):
             journal.compact_below(below)
 
+    # Snapshots
+
+    def _has(self, index: int, term: int) -> bool:
+        """A snapshot at (index, term) holds nothing that this node has not."""
+        return index <= self._engine.commit_index or self._journal.term_at(index) == term
+
+    def _move_snapshots(self) -> None:
+        """Leader: make and offer one to those that need it, and keep the log after it. Follower: pull."""
+        engine, now = self._engine, self._monotonic()
+        lacking = [node for node in engine.lacking() if self._peers.reachable(node)]
+        self._sender.tick(now, lacking)
+        engine.pinned = [] if self._sender.pinned_index is None else [self._sender.pinned_index]
+        self._receiver.tick(now)
+
+    async def _install(self, head: SnapshotHead, incoming: Path) -> None:
+        """A cycle of its own: the snapshot takes the place of tables and log; identity, term and vote stay."""
+        try:
+            await self._sender.interrupt()
+            await self._digests.settled()
+            if self._closed:
+                return
+            run = self._loop.run_in_executor
+            await run(None, self.writer.close)
+            self._overlay.close()
+            meta = self.environment.metas() | head.meta()
+            await run(None, self.environment.install, incoming, meta, (head.index, head.term))
+            self._read_environment()
+            self._engine.installed(self._journal, head.index, _base(self.config, self.environment))
+            self._receiver.done()
+            self._committing = None
+            _log.info("snapshot installed", index=head.index, term=head.term)
+        except Exception as error:
+            self._fatal(error)
+        else:
+            self._run()
+
+    def _commit_fence(self, reason: str) -> None:
+        def written(error: BaseException | None) -> None:
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._fatal, error or Fenced(reason))
+
+        self._committing = self._monotonic()
+        self.writer.commit(WriteBatch(meta={FENCED: reason.encode()}), written)
+
     def _announce_digest(self, index: int, digest: str) -> None:
         self._digests.told(self._engine.id, index, digest)
-        others = [node for node in self.config.voters if node != self._engine.id]
-        self._peers.send(others, {"type": "digest", "index": index, "digest": digest})
+        self._peers.send(self._others(), {"type": "digest", "index": index, "digest": digest})
 
     def _fatal(self, error: BaseException) -> None:
         if not self._closed:
@@ -602,13 +830,14 @@ class RaftShard:
     # What nodes tell each other beside the log
 
     def _append_extra(self) -> Message:
-        return self._health.of_append(self._engine.is_leader)
+        """A new leader's first appends leave before the cycle has seen that it leads, and its clock has begun."""
+        return self._health.of_append(self._engine.is_leader and self._leading_term == self._engine.term)
 
     def _on_append(self, _node: str, message: Message) -> None:
         self._clock.follow(message["wall"], message["lease"])
 
     def _on_answer(self, node: str, message: Message, sent: float | None) -> None:
-        self._health.answered(node, message, sent)
+        self._health.answered(node, message, sent if node in self._engine.voters else None)
         self._roster.matched(node, min(message["match"], self._engine.commit_index))
 
     def _look_after_health(self) -> None:
@@ -616,8 +845,37 @@ class RaftShard:
         if not self._health.due():
             return
         self._keep_roster = True
-        self._health.look(self._journal.log_bytes, self._engine.match_index)
+        if self._engine.is_leader:
+            self._switch_version()
+            if self._roster.changed:
+                self._peers.send(self._others(), {"type": "roster", "known": self._roster.known()})
+        self._health.look(self._journal.log_bytes, self._engine)
         far_off = self._clock.far_off
         self._engine.may_lead = not far_off and not self._stopping
         if far_off and self._engine.is_leader and (target := self._engine.most_advanced(self._clock.near)):
             self._engine.transfer(target)
+
+    def _look_after_members(self) -> None:
+        """Leader: make the next step of a change that was asked for."""
+        engine = self._engine
+        self._members_from = self._monotonic() + self.config.members_pause
+        if self._changes.step():
+            engine.broadcast()
+        elif self._changes.leaves() and (target := engine.most_advanced()):
+            engine.transfer(target)
+
+    def _switch_version(self) -> None:
+        """To the newest machine version that every member runs, as it said when last met."""
+        hellos = [self._peers.hello_of(node) for node in self._others()]
+        known = [hello.machine_version for hello in hellos if hello is not None]
+        version = min([self.config.machine_version, *known])
+        if len(known) == len(hellos) and version > self._machine.version:
+            self._proposals.add(commands.encode(SetVersion(version)), None)
+
+
+def _base(config: ShardConfig, environment: Environment) -> tuple[int, Configuration]:
+    """The configuration at the applied index: that of the folder, else the one that the cluster begins with."""
+    stored = environment.meta(MEMBERSHIP)
+    if stored is not None:
+        return membership.base_of(stored)
+    return 0, membership.bootstrap({} if config.join else config.members)

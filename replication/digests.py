@@ -21,7 +21,8 @@ class Digests:
         self._environment, self._node_id = environment, node_id
         self._asked: int | None = None
         self._found: dict[int, dict[str, str]] = {}
-        self._changed: set[asyncio.Event] = set()
+        #: In the order in which they asked.
+        self._changed: list[asyncio.Event] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -60,7 +61,7 @@ class Digests:
     async def gather(self, index: int, nodes: list[str], within: float) -> dict[str, str | None]:
         """The digest of each of `nodes` at `index`; None for one that has not told it `within` seconds."""
         event = asyncio.Event()
-        self._changed.add(event)
+        self._changed.append(event)
         try:
             async with asyncio.timeout(within):
                 while len(self._found.get(index, {})) < len(nodes):
@@ -69,6 +70,6 @@ class Digests:
         except TimeoutError:
             pass
         finally:
-            self._changed.discard(event)
+            self._changed.remove(event)
         found = self._found.get(index, {})
         return {node: found.get(node) for node in nodes}

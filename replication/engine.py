@@ -24,11 +24,15 @@ from pysyncobj.syncobj import _COMMAND_TYPE, _RAFT_STATE
 from pysyncobj.transport import Transport
 from pysyncobj.version import VERSION
 
+from raftq.replication import membership
 from raftq.replication.journal import Journal
+from raftq.replication.membership import Configuration, Memberships
 from raftq.replication.progress import Flow, Progress, Timing
+from raftq.replication.shard import ChangeUnderway
 
 REGULAR = bytes([_COMMAND_TYPE.REGULAR])
 NO_OP = bytes([_COMMAND_TYPE.NO_OP])
+CONFIGURATION = bytes([_COMMAND_TYPE.MEMBERSHIP])
 
 PYSYNCOBJ_VERSION = "0.3.17"
 
@@ -61,12 +65,13 @@ class _Outlet(Transport):  # type: ignore[misc]
 
 
 class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
-    """One node's Raft. `clock` gives monotonic seconds; `dice` numbers in [0, 1)."""
+    """One node's Raft. `clock` gives monotonic seconds; `dice` numbers in [0, 1). `base` is the configuration at the
+    applied index, and the index of its entry; those that the log holds beyond it are found there."""
 
     def __init__(
         self,
         node_id: str,
-        voters: Sequence[str],
+        base: tuple[int, Configuration],
         journal: Journal,
         *,
         applied: int,
@@ -87,33 +92,39 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         self._contact = float("-inf")
         self._rounds: deque[float] = deque()
         self._round = 0
+        self._led_from = 0.0
         self._heartbeat_due = 0.0
         self._transfer: tuple[str, float] | None = None
         #: False: no campaign, since the clock is too far off, or the node stops.
         self.may_lead = True
-        #: Every voter has at least this much of the log, as the leader told: the log may be cut below it.
+        #: The log may be cut below this: every member has as much, or gets a snapshot, as the leader told.
         self.compactable = 0
+        #: Leader: the indexes of snapshots under way, after which the log must stay.
+        self.pinned: list[int] = []
         #: Fields that the cycle adds to appends and to their answers (clock, free disk).
         self.append_extra: Callable[[], Message] = dict
         self.answer_extra: Callable[[], Message] = dict
         self.on_append: Callable[[str, Message], None] = lambda _node, _message: None
         self.on_answer: Callable[[str, Message, float | None], None] = lambda _node, _message, _sent: None
         conf = pysyncobj.SyncObjConf(autoTick=False, dynamicMembershipChange=False)
-        others = [Node(voter) for voter in sorted(voters) if voter != node_id]
         self.id = node_id
-        self.voters: tuple[str, ...] = tuple(sorted(voters))
-        self._nodes = {node.id: node for node in others}
-        super().__init__(Node(node_id), others, conf, transport=_Outlet())
+        self.memberships = Memberships(base)
+        self.voters: tuple[str, ...] = ()
+        #: The other members, learners too.
+        self._others: list[str] = []
+        #: Every node that was ever met, also guests: members of a configuration that is not in this log yet.
+        self._nodes: dict[str, Node] = {}
+        super().__init__(Node(node_id), [], conf, transport=_Outlet())
         self._check_relied_on()
-        self._adopt(journal, applied)
+        self._adopt(journal, applied, base)
 
     def _check_relied_on(self) -> None:
         missing = [name for name in _RELIED_ON if not hasattr(self, name)]
         if missing or VERSION != PYSYNCOBJ_VERSION:
             raise InvariantBroken(f"pysyncobj {VERSION} is not {PYSYNCOBJ_VERSION}; missing: {', '.join(missing)}")
 
-    def _adopt(self, journal: Journal, applied: int) -> None:
-        """Put our journal in the place of the one that the constructor made.
+    def _adopt(self, journal: Journal, applied: int, base: tuple[int, Configuration]) -> None:
+        """Put our journal in the place of the one that the constructor made, or of the one before a snapshot.
 
         Faults 4, 20: commit and applied index come from the store, where they are bounded by what is durable, so that
         nothing is applied twice or taken as committed that is not in the log. Faults 9, 10, 13, 15: the journal's."""
@@ -124,6 +135,9 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
             raise InvariantBroken(f"applied index {applied} is behind the end of the log {journal.last_index}")
         self.__raftLastApplied = self.__raftCommitIndex = applied
         self.__raftElectionDeadline = self.clock() + self.__generateRaftTimeout()
+        self.memberships = Memberships(base)
+        self._note_configurations(applied + 1)
+        self._reconfigure()
 
     # What a reader may ask
 
@@ -171,13 +185,36 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
     def round(self) -> int:
         return self._round
 
+    @property
+    def configuration(self) -> Configuration:
+        """In force: the newest in the log, committed or not."""
+        return self.memberships.current
+
     def majority(self) -> int:
         return len(self.voters) // 2 + 1
 
     def match_index(self, node: str) -> int | None:
         if node == self.id:
             return self.journal.durable_index
-        return self.__raftMatchIndex.get(self._nodes[node]) if self.is_leader else None
+        return self.__raftMatchIndex.get(self._nodes[node]) if self.is_leader and node in self._nodes else None
+
+    def lacking(self) -> list[str]:
+        """Leader: who needs what the log holds no more, and so a snapshot."""
+        return [node for node, progress in self._progress.items() if progress.lacks] if self.is_leader else []
+
+    @property
+    def unheard(self) -> bool:
+        """Leader: for so short a time that who has not answered yet may be well."""
+        since = self.clock() - self.timing.check_quorum
+        return self._led_from > since and any(progress.round == 0 for progress in self._progress.values())
+
+    def answering(self) -> list[str]:
+        """Leader: itself, and who has echoed a round within the time of check-quorum."""
+        if not self.is_leader:
+            return []
+        since = self.clock() - self.timing.check_quorum
+        heard = (node for node, progress in self._progress.items() if progress.round and progress.confirmed > since)
+        return [self.id, *heard]
 
     def applied_index_of(self, node: str) -> int | None:
         progress = self._progress.get(node)
@@ -227,16 +264,19 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
             self._heard()
 
     def connected(self, node: str) -> None:
-        self.__connectedNodes.add(self._nodes[node])
-        if self.is_leader:
+        self.__connectedNodes.add(self._nodes.setdefault(node, Node(node)))
+        if self.is_leader and node in self._progress:
             self._send_append(node)
 
     def disconnected(self, node: str) -> None:
         """Fault 19: what was on its way to `node` may be lost, so its progress is probed anew."""
-        peer = self._nodes[node]
+        peer = self._nodes.setdefault(node, Node(node))
         self.__connectedNodes.discard(peer)
         if self.is_leader:
-            self._progress[node].reset()  # the next index stays: a refused probe says how far to go back
+            if node in self._progress:
+                self._progress[node].reset()  # the next index stays: a refused probe says how far to go back
+                if node not in self.voters:
+                    self.__raftMatchIndex[peer] = 0  # a learner may come back with another folder
         elif self.__raftLeader == peer:
             self.__raftLeader = None
             self._contact = float("-inf")
@@ -249,6 +289,51 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         index = int(self.__getCurrentLogIndex()) + 1
         self.journal.add(command, index, self.__raftCurrentTerm)
         return index
+
+    def change(self, configuration: Configuration) -> int:
+        """Append `configuration`, and act on it; the index of its entry. Fault 22: one change at a time, and the first
+        of a term only when the term is known to be the newest, else two leaders' changes could both be in force
+        (Ongaro's erratum to thesis 4.1). Raises ChangeUnderway."""
+        if not self.own_term_committed or self.memberships.index > self.__raftCommitIndex or self.transferring:
+            raise ChangeUnderway("another change of the members is on its way: try again in a moment")
+        index = self.propose(CONFIGURATION + configuration.encode())
+        self.memberships.note(index, configuration)
+        self._reconfigure()
+        return index
+
+    def _note_configurations(self, first: int) -> None:
+        """Those in the log from index `first` on."""
+        while first <= self.journal.last_index:
+            found = self.journal.entries(first, 1 << 20, 1 << 10)
+            for command, index, _ in found:
+                if command[:1] == CONFIGURATION:
+                    self.memberships.note(index, membership.decode(memoryview(command)[1:]))
+            first += len(found)
+
+    def _reconfigure(self) -> None:
+        """Act on the configuration in force. A member whose folder is a new one begins as one that has nothing."""
+        now = self.configuration
+        self.voters = now.voters
+        others = [node for node in now.members if node != self.id]
+        for node in others:
+            self._nodes.setdefault(node, Node(node))
+        self.__otherNodes = {self._nodes[node] for node in others}
+        for node in {**self._progress, **dict.fromkeys(others)}:
+            peer = self._nodes[node]
+            if node not in now.members:
+                del self._progress[node]
+                self.__raftNextIndex.pop(peer, None)
+                self.__raftMatchIndex.pop(peer, None)
+            elif self.is_leader and (node not in self._progress or self._is_new(node)):
+                self._progress[node] = Progress(self.clock())
+                self.__raftNextIndex[peer] = self.journal.last_index + 1
+                self.__raftMatchIndex[peer] = 0
+        self._others = others
+
+    def _is_new(self, node: str) -> bool:
+        """It was a voter, and is a learner now: its old folder counts no more."""
+        before = self.memberships.before.members.get(node)
+        return before is not None and before.voter and node not in self.voters
 
     def durable(self) -> None:
         """All that the journal held is on disk: count the own vote and the own match index, not before."""
@@ -264,17 +349,39 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         index = matches[self.majority() - 1]
         if index > self.__raftCommitIndex and self.journal.term_at(index) == self.__raftCurrentTerm:
             self.__raftCommitIndex = index
-        self.compactable = max(self.compactable, matches[-1])
+            if self.id not in self.voters and self.memberships.index <= index:
+                self._follow(self.__raftCurrentTerm, None)  # it led until its own removal was committed (thesis, 4.2.2)
+                return
+        self.compactable = max(self.compactable, self._had_by_members())
+        self._try_transfer()
+
+    def _had_by_members(self) -> int:
+        """Up to where every member has the log; of a log that is too long, every one that has the newer half of it."""
+        journal = self.journal
+        least = journal.last_index - len(journal) // 2 if journal.log_bytes > self.flow.lag_bytes else 0
+        matches = [self.match_index(node) or 0 for node in self.configuration.members]
+        return min([match for match in matches if match >= least] + self.pinned, default=0)
 
     def applied(self, index: int) -> None:
         """The state machine is at `index`. Faults 7, 8: the caller applies, once each, and stops on an error."""
         if not self.__raftLastApplied < index <= self.__raftCommitIndex:
             raise InvariantBroken(f"applied {index} after {self.__raftLastApplied}, commit {self.__raftCommitIndex}")
         self.__raftLastApplied = index
+        self.memberships.settle(index)
+
+    def installed(self, journal: Journal, applied: int, base: tuple[int, Configuration]) -> None:
+        """A snapshot took the place of tables and log. Fault 6: never one that is older than what is committed here.
+        Term and vote are this node's own, as the journal has them."""
+        if applied <= self.__raftCommitIndex or self.is_leader:
+            raise InvariantBroken(f"a snapshot at {applied} was installed over commit index {self.__raftCommitIndex}")
+        term, vote = self.__raftCurrentTerm, self.__votedForNodeId
+        self._adopt(journal, applied, base)
+        if (term, vote) != (self.__raftCurrentTerm, self.__votedForNodeId):
+            raise InvariantBroken(f"a snapshot at {applied} changed term or vote")
 
     def transfer(self, target: str) -> None:
         """Stop proposals, wait until `target` has the whole log, and tell it to campaign (thesis, 3.10)."""
-        if self.is_leader and target in self._nodes:
+        if self.is_leader and target in self.voters and target != self.id:
             self._transfer = (target, self.clock() + self.timing.election_max)
             self._try_transfer()
 
@@ -282,7 +389,8 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         """The connected and fit follower to hand leadership to, or None."""
         if not self.is_leader:
             return None
-        found = [(self.__raftMatchIndex[node], node.id) for node in self.__connectedNodes if fit(node.id)]
+        connected = [self._nodes[node] for node in self._other_voters() if self._nodes[node] in self.__connectedNodes]
+        found = [(self.__raftMatchIndex[node], node.id) for node in connected if fit(node.id)]
         return max(found)[1] if found else None
 
     # Elections
@@ -293,14 +401,13 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
     def _canvass(self) -> None:
         """Fault 17: pre-vote. Ask whether an election could be won before disturbing anyone with a higher term."""
         self.__raftElectionDeadline = self.clock() + self.__generateRaftTimeout()
-        if not self.may_lead:
+        if not self.may_lead or not self.memberships.votes(self.id, self.__raftCommitIndex):
             return
         self.__raftLeader = None
         self.__setState(_RAFT_STATE.FOLLOWER)
-        self._prevotes = {self.id}
-        self._post(self._others(), self._ask("prevote", self.__raftCurrentTerm + 1, False), held=False)
-        if len(self._prevotes) >= self.majority():
-            self._campaign(transfer=False)
+        self._prevotes = set()
+        self._post(self._other_voters(), self._ask("prevote", self.__raftCurrentTerm + 1, False), held=False)
+        self._count_prevote(self.id)
 
     def _campaign(self, *, transfer: bool) -> None:
         """The requests are held until term and own vote are durable; the own vote counts from then on."""
@@ -310,7 +417,7 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         self.__setState(_RAFT_STATE.CANDIDATE)
         self.__setCurrentTerm(self.__raftCurrentTerm + 1, self.id)
         self._votes, self._refusals = set(), set()
-        self._post(self._others(), self._ask("vote", self.__raftCurrentTerm, transfer), held=True)
+        self._post(self._other_voters(), self._ask("vote", self.__raftCurrentTerm, transfer), held=True)
 
     def _ask(self, kind: str, term: int, transfer: bool) -> Message:
         return {
@@ -332,7 +439,12 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         return self.__raftLeader is not None and self.clock() - self._contact < self.timing.election_min
 
     def _on_prevote(self, node: str, message: Message) -> None:
-        granted = message["term"] > self.__raftCurrentTerm and self._up_to_date(message) and not self._sticky()
+        granted = (
+            message["term"] > self.__raftCurrentTerm
+            and self._up_to_date(message)
+            and not self._sticky()
+            and bool(self.configuration.members)
+        )
         self._answer_vote(node, "prevote_answer", message, granted)
 
     def _on_vote(self, node: str, message: Message) -> None:
@@ -349,6 +461,7 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
             and self.__votedForNodeId in (None, node)
             and not self.is_leader
             and self._up_to_date(message)
+            and bool(self.configuration.members)  # else it waits to be added, and what it promised before is not known
         )
         if granted:
             if self.__votedForNodeId is None:
@@ -363,9 +476,13 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
     def _on_prevote_answer(self, node: str, message: Message) -> None:
         if self._prevotes is None or message["asked"] != self.__raftCurrentTerm + 1 or not message["granted"]:
             return
-        self._prevotes.add(node)
-        if len(self._prevotes) >= self.majority():
-            self._campaign(transfer=False)
+        self._count_prevote(node)
+
+    def _count_prevote(self, node: str) -> None:
+        if self._prevotes is not None and node in self.voters:
+            self._prevotes.add(node)
+            if len(self._prevotes) >= self.majority():
+                self._campaign(transfer=False)
 
     def _on_vote_answer(self, node: str, message: Message) -> None:
         if self.__raftState != _RAFT_STATE.CANDIDATE or message["asked"] != self.__raftCurrentTerm:
@@ -379,7 +496,7 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
 
     def _can_win(self) -> bool:
         """Enough voters are left that are connected and have not refused."""
-        left = [node for node in self._others() if self._nodes[node] in self.__connectedNodes]
+        left = [node for node in self._other_voters() if self._nodes[node] in self.__connectedNodes]
         return len(self._votes.union(left, (self.id,)) - self._refusals) >= self.majority()
 
     def _count_vote(self, node: str) -> None:
@@ -388,8 +505,8 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
             return
         self._votes.add(node)
         if len(self._votes) >= self.majority():
-            now = self.clock()
-            self._progress = {peer: Progress(now) for peer in self._nodes}
+            self._led_from = now = self.clock()
+            self._progress = {peer: Progress(now) for peer in self._others}
             self._rounds.clear()
             self._round = 0
             self._transfer = None
@@ -397,7 +514,7 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
 
     def _on_timeout_now(self, node: str, message: Message) -> None:
         leads = self.__raftLeader is not None and self.__raftLeader.id == node
-        if leads and message["term"] == self.__raftCurrentTerm and self.may_lead:
+        if leads and message["term"] == self.__raftCurrentTerm and self.may_lead and self.id in self.voters:
             self._campaign(transfer=True)
 
     def _follow(self, term: int, leader: str | None) -> None:
@@ -420,8 +537,10 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
     def step(self, node: str, message: Message) -> None:
         """Take in one message. Unknown senders and types are ignored. Fault 16: messages are plain values."""
         handler = _HANDLERS.get(message["type"])
-        if handler is None or node not in self._nodes:
+        if handler is None:
             return
+        if node not in self._nodes:
+            self._nodes[node] = Node(node)
         term = message["term"]
         asks_for_votes = message["type"] in ("prevote", "vote")
         if asks_for_votes and self.leader == node:
@@ -449,18 +568,18 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         while len(self._rounds) > 8192:
             self._rounds.popleft()
         shared: dict[int, Message] = {}
-        for node in self._others():
+        for node in self._others:
             if self._nodes[node] in self.__connectedNodes:
                 self._send_append(node, shared)
         self._try_transfer()
 
     def _send_append(self, node: str, shared: dict[int, Message] | None = None) -> None:
         peer, progress = self._nodes[node], self._progress[node]
-        # The log was cut below what every voter has, which may be more than it said in this term.
+        # The log was cut below what it has, which may be more than it said in this term, or too far for it.
         next_index = max(self.__raftNextIndex[peer], self.journal.first_index + 1)
         message = (shared or {}).get(next_index)
         full = progress.in_flight_bytes >= self.flow.bytes or len(progress.in_flight) >= self.flow.entries
-        if full or (progress.probing and progress.in_flight):
+        if full or progress.lacks or (progress.probing and progress.in_flight):
             message = self._append_message(next_index, 0)
         elif message is None:
             message = self._append_message(next_index, self.flow.append_bytes)
@@ -503,7 +622,7 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
 
     def _on_append_answer(self, node: str, message: Message) -> None:
         """Fault 5: only answers of this term count. Check-quorum takes the time at which the round was sent."""
-        if not self.is_leader or message["term"] != self.__raftCurrentTerm:
+        if not self.is_leader or message["term"] != self.__raftCurrentTerm or node not in self._progress:
             return
         peer, progress = self._nodes[node], self._progress[node]
         progress.applied = message["applied"]
@@ -516,6 +635,7 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
 
     def _matched(self, peer: Node, progress: Progress, match: int) -> None:
         progress.landed(match)
+        progress.lacks = False
         if match > self.__raftMatchIndex[peer]:
             self.__raftMatchIndex[peer] = match
         # Fault 1: an earlier answer never moves the next index back.
@@ -535,21 +655,24 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         wanted = min(refused, message["hint"] + 1)
         next_index = max(wanted, self.__raftMatchIndex[peer] + 1, self.journal.first_index + 1)
         self.__raftNextIndex[peer] = next_index
-        if next_index <= refused:  # else nothing older is to be had: the next heartbeat asks again
+        if next_index <= refused:
             self._send_append(peer.id)
+        else:  # nothing older is in the log; heartbeats go on to ask
+            progress.lacks = True
 
     def _try_transfer(self) -> None:
+        """Once all is committed, so that no client is left without an answer."""
         if self._transfer is None or not self.is_leader:
             return
         target = self._transfer[0]
-        if self.match_index(target) == self.journal.last_index:
+        if self.match_index(target) == self.journal.last_index == self.__raftCommitIndex:
             self._post([target], {"type": "timeout_now", "term": self.__raftCurrentTerm}, held=False)
 
     # Reads and check-quorum
 
     def _on_echo(self, node: str, message: Message) -> None:
         """A follower whose commit takes long still follows in this term: that much it can say without promising."""
-        if self.is_leader and message["term"] == self.__raftCurrentTerm:
+        if self.is_leader and message["term"] == self.__raftCurrentTerm and node in self._progress:
             self._confirm(self._progress[node], message["round"])
 
     def _confirm(self, progress: Progress, number: int) -> float | None:
@@ -565,13 +688,15 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
 
     def _quorum_confirmed(self, now: float) -> float:
         """When the latest round left that a majority, this node included, has echoed."""
-        times = sorted([now, *(progress.confirmed for progress in self._progress.values())], reverse=True)
-        return times[self.majority() - 1]
+        progress = self._progress
+        times = [now if voter == self.id else progress[voter].confirmed for voter in self.voters]
+        return sorted(times, reverse=True)[self.majority() - 1]
 
     def confirmed_round(self) -> int:
         """The latest round that a majority, this node included, has echoed: reads begun before it are linearizable."""
-        rounds = sorted([self._round, *(progress.round for progress in self._progress.values())], reverse=True)
-        return rounds[self.majority() - 1]
+        progress = self._progress
+        rounds = [self._round if voter == self.id else progress[voter].round for voter in self.voters]
+        return sorted(rounds, reverse=True)[self.majority() - 1]
 
     # Replication, follower
 
@@ -614,14 +739,20 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
 
     def _take_entries(self, index: int, entries: Sequence[Sequence[Any]]) -> None:
         journal = self.journal
+        before = self.memberships.index
         for term, command in entries:
             if index <= journal.last_index:
                 if index <= self.__raftCommitIndex or journal.term_at(index) == term:
                     index += 1
                     continue
                 journal.deleteEntriesFrom(index - journal.first_index)
+                self.memberships.truncate(index)
             journal.add(command, index, term)
+            if command[:1] == CONFIGURATION:
+                self.memberships.note(index, membership.decode(memoryview(command)[1:]))
             index += 1
+        if self.memberships.index != before:
+            self._reconfigure()
 
     def _answer_append(self, node: str, message: Message, *, ok: bool, match: int, hint: int) -> None:
         answer = {
@@ -654,8 +785,8 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
 
     # Outputs
 
-    def _others(self) -> list[str]:
-        return list(self._nodes)
+    def _other_voters(self) -> list[str]:
+        return [node for node in self.voters if node != self.id]
 
     def _post(self, nodes: list[str], message: Message, *, held: bool) -> None:
         queue = self.held if held else self.outbox

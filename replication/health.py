@@ -10,7 +10,7 @@ from collections.abc import Callable
 import structlog
 
 from raftq.replication.clock import ClusterClock
-from raftq.replication.engine import Message
+from raftq.replication.engine import Message, SyncObj
 from raftq.replication.shard import DiskReserve
 from raftq.replication.shard_config import ShardConfig
 from raftq.storage.environment import Environment
@@ -54,7 +54,7 @@ class Health:
     def due(self) -> bool:
         return self._monotonic() - self._looked >= _LOOK_SECONDS
 
-    def look(self, log_bytes: int, match_index: Callable[[str], int | None]) -> None:
+    def look(self, log_bytes: int, engine: SyncObj) -> None:
         """At the own disk and clock, and the log, which is long when a member lags; complain now and then."""
         self._looked = self._monotonic()
         own_low = self._environment.free_bytes() < self._config.disk_reserve_bytes
@@ -66,7 +66,7 @@ class Health:
         if own_low:
             complaints.append("free disk is below the reserve: the cluster refuses enqueues. Make room")
         if log_bytes > self._config.long_log_bytes:
-            behind = min(self._config.voters, key=lambda node: match_index(node) or 0)
+            behind = min(engine.configuration.members, key=lambda node: engine.match_index(node) or 0)
             complaints.append(f"the log holds {log_bytes} bytes, since {behind} lags: bring it back")
         if complaints and self._looked - self._complained >= _COMPLAIN_SECONDS:
             self._complained = self._looked

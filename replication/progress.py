@@ -28,12 +28,14 @@ class Flow(msgspec.Struct, frozen=True):
     bytes: int = 8 * 1024 * 1024
     #: One AppendEntries carries at most this many bytes, or one larger entry.
     append_bytes: int = 1024 * 1024
+    #: A log that takes more is cut also below what a member that lags has: that one gets a snapshot.
+    lag_bytes: int = 128 * 1024 * 1024
 
 
 class Progress:
     """What the leader knows of one follower, beside pysyncobj's next and match index."""
 
-    __slots__ = ("applied", "confirmed", "in_flight", "in_flight_bytes", "probe_prev", "probing", "round")
+    __slots__ = ("applied", "confirmed", "in_flight", "in_flight_bytes", "lacks", "probe_prev", "probing", "round")
 
     def __init__(self, now: float) -> None:
         #: True: one append at a time, until the follower's log is known to match.
@@ -47,6 +49,8 @@ class Progress:
         self.round = 0
         self.confirmed = now
         self.applied = 0
+        #: It needs entries that the log holds no more.
+        self.lacks = False
 
     def reset(self) -> None:
         self.probing = True

@@ -42,6 +42,18 @@ class Stopping(ShardError):
     """Not applied: the node is shutting down."""
 
 
+class ChangeRefused(ShardError):
+    """Not applied: this change of the members may not be made now. Says why, and what to do."""
+
+
+class ChangeUnderway(ChangeRefused):
+    """Another change of the members is on its way: the same may be asked for again in a moment."""
+
+
+class Fenced(ShardError):
+    """This folder may not take part any more: it was removed, emptied, or is an old copy."""
+
+
 class Committed(msgspec.Struct, gc=False):
     """The outcome of a proposed command, durable on a majority."""
 
@@ -58,7 +70,7 @@ class Peer(msgspec.Struct):
     id: str
     api_url: str
     peer_address: str
-    role: Literal["leader", "follower", "candidate", "unknown"]
+    role: Literal["leader", "follower", "candidate", "learner", "unknown"]
     voter: bool
     reachable: bool
     match_index: int | None
@@ -98,14 +110,25 @@ class Shard(Protocol):
         ...
 
     def stale(self) -> View:
-        """A view of what this node has applied. Use it before the next await."""
+        """A view of what this node has applied. Use it before the next await. Raises NotLeader while a snapshot takes
+        the place of its tables."""
         ...
 
     def status(self) -> Status: ...
 
     async def transfer(self, target: str | None = None) -> str:
         """Hand leadership to `target`, or to the most advanced follower; the id of who leads then.
-        Raises NotLeader, or OutcomeUnknown when nobody took over in time."""
+        Raises NotLeader, ChangeRefused, or OutcomeUnknown when nobody took over in time."""
+        ...
+
+    async def add(self, node: str, peer_address: str, *, replaces: str | None = None) -> int:
+        """Make `node` a learner; once it has caught up it becomes a voter by itself, and then `replaces` is removed.
+        With its own name in `replaces` it comes back with a new, empty folder. The index of the committed change.
+        Raises NotLeader, Stopping, ChangeRefused (not applied), or OutcomeUnknown."""
+        ...
+
+    async def remove(self, node: str) -> int:
+        """As `add`. A leader that is to be removed hands leadership over and raises NotLeader: ask the new one."""
         ...
 
     async def digest(self) -> tuple[int, dict[str, str | None]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from raftq.replication import membership
 from raftq.replication.engine import NO_OP, SyncObj
 from raftq.replication.journal import Journal
 from raftq.replication.progress import Timing
@@ -36,7 +37,7 @@ class Member:
         self.journal = Journal(self.environment)
         self.engine = SyncObj(
             self.name,
-            self.names,
+            (0, membership.bootstrap(dict.fromkeys(self.names, ""))),
             self.journal,
             applied=self.journal.getRaftCommitIndex(),
             clock=self._clock,

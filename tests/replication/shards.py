@@ -14,6 +14,7 @@ import msgspec
 
 from raftq.replication.cycle import RaftShard
 from raftq.replication.shard_config import ShardConfig
+from raftq.replication.world import World
 from raftq.storage.environment import Environment
 from raftq.storage.machine import commands, packing
 from raftq.storage.machine.commands import Ack, Enqueue, Lease, Part, Slots
@@ -51,8 +52,9 @@ class Shards:
             cluster_id="test",
             node_uuid=f"uuid-{name}",
             boot=self.boots[name],
-            voters=self.voters,
+            members=self.voters,
             peer_listen=self.voters[name],
+            peer_address=self.voters[name],
             api_url=f"http://{name}",
             version="0",
             disk_reserve_bytes=0,
@@ -63,8 +65,7 @@ class Shards:
             msgspec.structs.replace(config, **changed),
             environment,
             on_fatal=lambda error: self.fatal.setdefault(name, error),
-            wall=lambda: self.wall(name),
-            monotonic=lambda: self.monotonic(name),
+            world=World(monotonic=lambda: self.monotonic(name), wall=lambda: self.wall(name)),
         )
         await shard.start()
         self.running[name] = shard

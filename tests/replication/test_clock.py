@@ -173,3 +173,23 @@ def test_leadership_goes_to_a_node_whose_clock_is_right() -> None:
     assert clock.near("b")
     assert not clock.near("c")
     assert not clock.near("d")
+
+
+def test_a_node_tells_nothing_before_it_leads() -> None:
+    """Its first appends leave before it knows that it leads: lease time would begin with the uptime of its machine."""
+    hands = Hands()
+    clock = hands.clock()
+    assert clock.now() is None
+    assert clock.median_ms() == 0
+
+
+def test_a_node_that_led_and_follows_tells_nothing_from_then() -> None:
+    """Lease time does not count what passed between its two terms."""
+    hands = Hands()
+    clock = hands.clock()
+    clock.lead(Clocks(5000, 0), quorum=1)
+    clock.follow(wall_ms(hands), 5000)
+    hands.pass_(60)
+    assert clock.now() is None
+    clock.lead(Clocks(5000, 0), quorum=1)
+    assert clock.now() == Clocks(5000, wall_ms(hands))
