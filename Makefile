@@ -1,7 +1,7 @@
 # What a developer does, by name. `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format types contracts bench failover steady filecopy ci-cluster docs clean
+.PHONY: help setup run test lint format types contracts bench failover steady filecopy power rolling simulate ci-cluster docs clean
 
 DATA ?= data
 MINUTES ?= 10
@@ -53,6 +53,15 @@ steady: setup ## Full load for MINUTES=10: no election without a fault
 
 filecopy: setup ## A file of LINES=100000 through a cluster whose leader is killed every 5 seconds
 	.venv/bin/python -m tests.cluster.filecopy $(if $(LINES),--lines $(LINES))
+
+power: setup ## Cut the power of a cluster under load, ROUNDS=20 times (needs fuse3)
+	.venv/bin/python -m tests.power.rounds $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))
+
+rolling: setup ## Restart node after node of a cluster under load, RUNS=3 times
+	.venv/bin/python -m tests.cluster.rolling $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED))
+
+simulate: setup ## Simulate SEEDS=100 clusters under faults, on all cores
+	.venv/bin/raftq simulate --coverage --seeds $(or $(SEEDS),100) $(if $(FIRST),--first $(FIRST)) $(if $(JOBS),--jobs $(JOBS))
 
 ci-cluster: setup ## Run the tests on clusters of real processes
 	.venv/bin/pytest -m cluster

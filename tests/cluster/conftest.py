@@ -12,6 +12,7 @@ import pytest
 
 from raftq.node.local_cluster import PEER_PORTS, LocalCluster
 from raftq.node.local_ports import free_first
+from tests.cluster.up import Up
 
 NewCluster = Callable[..., LocalCluster]
 
@@ -44,3 +45,21 @@ def failures(cluster: LocalCluster) -> list[str]:
     """What the nodes logged that should never be."""
     lines = [line for node in cluster.nodes for line in Path(node.log).read_text().splitlines()]
     return [line for line in lines if "level=critical" in line or "exception=" in line or "Traceback" in line]
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
+    started: list[Up] = []
+
+    def start(*flags: str, data: Path = tmp_path / "data", new: bool = True) -> Up:
+        port = (f"--port={free_first(3, PEER_PORTS)}",) if new else ()
+        started.append(Up(data, *port, *flags))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+        each.end()
+        assert each.process.stdout is not None
+        each.process.stdout.close()
