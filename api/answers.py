@@ -44,15 +44,17 @@ class Answer:
 
     async def write_eof(self) -> None:
         request = self._request
-        body = self.body
-        plain = self.keep_alive and not self.headers and request.version != HttpVersion10
-        head = b"%b%b%b%b\r\n" % (
+        head = self._head(len(self.body))
+        await request.writer.write(head if request.method == "HEAD" else head + self.body)
+
+    def _head(self, body_bytes: int) -> bytes:
+        plain = self.keep_alive and not self.headers and self._request.version != HttpVersion10
+        return b"%b%b%b%b\r\n" % (
             _status_line(self.status, self.content_type),
             _date(int(time.time())),
             b"" if plain else self._more_headers(),
-            b"" if self.status == 204 else b"Content-Length: %d\r\n" % len(body),
+            b"" if self.status == 204 else b"Content-Length: %d\r\n" % body_bytes,
         )
-        await request.writer.write(head if request.method == "HEAD" else head + body)
 
     def _more_headers(self) -> bytes:
         lines = [f"{name}: {value}" for name, value in self.headers]
@@ -60,6 +62,28 @@ class Answer:
         # A value never holds a line break: it is ours, or was percent-encoded.
         assert not any("\r" in line or "\n" in line for line in lines), lines
         return "".join(line + "\r\n" for line in lines).encode("latin-1", "replace")
+
+
+class Streamed(Answer):
+    """An answer whose body the handler itself has sent, piece by piece. One that was not sent whole ends the
+    connection, so that its client knows."""
+
+    __slots__ = ("_left",)
+
+    async def begin(self, request: web.BaseRequest, body_bytes: int) -> None:
+        await super().prepare(request)
+        self._left = body_bytes
+        await request.writer.write(self._head(body_bytes))
+
+    async def send(self, piece: bytes) -> None:
+        self._left -= len(piece)
+        await self._request.writer.write(piece)
+
+    async def prepare(self, request: web.BaseRequest) -> None:  # noqa: ARG002 - it has begun
+        self.keep_alive = self.keep_alive and not self._left
+
+    async def write_eof(self) -> None:
+        """Nothing is left to be written."""
 
 
 @lru_cache(256)

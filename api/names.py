@@ -28,11 +28,16 @@ _DIGITS_MAX = 19
 def queue_key(name: str, field: str = "queue") -> QueueKey:
     """Raises Problem 422, naming the field, unless `name` is 1 to 128 of A-Z a-z 0-9 . _ - and not `.` or `..`, which a
     client would resolve before sending."""
+    return f"{NAMESPACE}/{checked_name(field, name)}"
+
+
+def checked_name(field: str, name: str) -> str:
+    """As `queue_key` says. Raises Problem 422."""
     if not 0 < len(name) <= NAME_CHARACTERS_MAX or not _NAME_CHARACTERS.issuperset(name) or name in (".", ".."):
         raise problems.invalid(
             field, f"a name is 1 to {NAME_CHARACTERS_MAX} of A-Z a-z 0-9 . _ - and not {name[:40]!r}"
         )
-    return f"{NAMESPACE}/{name}"
+    return name
 
 
 def queue_name(key: QueueKey) -> str:

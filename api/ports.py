@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import Literal, NamedTuple, Protocol
 
 import msgspec
@@ -40,6 +41,28 @@ class Measure(NamedTuple):
     value: float
 
 
+class BackupRefused(Exception):
+    """No backup can be made now. Says why, and what to do."""
+
+
+class Backup(Protocol):
+    """A snapshot of one node's tables, in a file that is there until the end of it."""
+
+    #: Of the last entry that is in it.
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def cluster_id(self) -> str: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    async def read(self) -> bytes:
+        """The next piece; empty after the last."""
+        ...
+
+
 class Node(Protocol):
     @property
     def shard(self) -> Shard: ...
@@ -62,6 +85,10 @@ class Node(Protocol):
 
     def leader_url(self) -> str | None:
         """The advertised API URL of the leader, no slash at its end; None when there is none, or it is not known."""
+        ...
+
+    def backup(self) -> AbstractAsyncContextManager[Backup]:
+        """Make one, of what this node has applied; it is gone at the end of the block. Raises BackupRefused."""
         ...
 
     def measures(self) -> Iterable[Measure]:

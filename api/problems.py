@@ -27,6 +27,7 @@ _KINDS = {
     "not-found": (404, "There is nothing at this path"),
     "unknown-queue": (404, "There is no such queue"),
     "unknown-message": (404, "There is no such message"),
+    "unknown-node": (404, "There is no such node in the cluster"),
     "method-not-allowed": (405, "This path does not take this method"),
     "timeout": (408, "The request did not arrive in time"),
     "conflict": (409, "The request conflicts with what is there"),
@@ -40,6 +41,7 @@ _KINDS = {
     "no-leader": (503, "The cluster has no leader now"),
     "outcome-unknown": (503, "It is not known whether the request took effect"),
     "stopping": (503, "The node is stopping"),
+    "change-underway": (503, "Another change of the members is on its way"),
     "unreachable-leader": (503, "The leader could not be reached"),
     "disk-reserve": (507, "A node's disk is almost full"),
 }
@@ -181,12 +183,21 @@ def of_shard(error: shard.ShardError) -> Problem:
             return Problem("disk-reserve", detail, retry_after=10)
         case shard.Stopping():
             return stopping()
+        case shard.ChangeUnderway():
+            return Problem("change-underway", _sentence(error), retry_after=1)
+        case shard.ChangeRefused():
+            return Problem("conflict", _sentence(error))
         case shard.OutcomeUnknown():
             # 503 and not 504: no gateway timed out, the service lost its leader, and a retry is what helps.
             detail = "Leadership was lost before a majority confirmed: retry with the same request_id or dedup_id."
             return Problem("outcome-unknown", detail, applied="unknown", retry_after=1)
         case _:
             return Problem("internal", str(error), applied="unknown")
+
+
+def _sentence(error: Exception) -> str:
+    """What the parts below say begins with a name or in small letters, and has no full stop."""
+    return f"{error}."
 
 
 def stopping() -> Problem:

@@ -85,6 +85,14 @@ class TransferGiven(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     node: str | None = None
 
 
+class NodeGiven(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    id: str
+    #: Where the other nodes reach it.
+    peer_address: str
+    #: The node that goes when this one votes; its own id: it comes back with a new, empty folder.
+    replaces: str | None = None
+
+
 class Schema(Generic[T]):
     """The decoders of one struct, built once."""
 
@@ -100,6 +108,7 @@ NACK = Schema(NackGiven)
 EXTEND = Schema(ExtendGiven)
 QUEUE = Schema(QueueGiven)
 TRANSFER = Schema(TransferGiven)
+NODE = Schema(NodeGiven)
 
 
 def milliseconds(seconds: float) -> int:

@@ -1,13 +1,14 @@
-"""`raftq stats` and `raftq cluster`."""
+"""`raftq stats` and `raftq cluster`; what changes the cluster is in `members`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from raftq.cli import members
 from raftq.cli.connection import ask, connection_options, say_json
+from raftq.cli.tables import show
 from raftq.client.models import ClusterNode
 
 
@@ -21,22 +22,31 @@ def stats(queue: str | None, url: str | None, as_json: bool) -> None:
         say_json(counts)
         return
     totals = counts.pop("totals", {})
-    _table([(name, _shown(value)) for name, value in counts.items()])
+    show([(name, _shown(value)) for name, value in counts.items()])
     click.echo("since the queue was created" if queue else "since the queues were created")
-    _table([(f"  {name}", _shown(value)) for name, value in totals.items()])
+    show([(f"  {name}", _shown(value)) for name, value in totals.items()])
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @connection_options
-def cluster(url: str | None, as_json: bool) -> None:
-    """Show the nodes, and which one leads."""
+@click.pass_context
+def cluster(context: click.Context, url: str | None, as_json: bool) -> None:
+    """Show the nodes, and which one leads; or change them."""
+    if context.invoked_subcommand is not None:
+        if as_json or context.get_parameter_source("url") is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"give --url and --json after {context.invoked_subcommand}")
+        return
     found = ask(url, lambda client: client.cluster())
     if as_json:
         say_json(found)
         return
     leader = f"{found.leader} leads in term {found.term}" if found.leader else f"no leader in term {found.term}"
     click.echo(f"cluster {found.cluster_id}: {leader}")
-    _table([("node", "url", "role", "applied", "version"), *map(_row, found.nodes)])
+    show([("node", "url", "role", "applied", "version"), *map(_row, found.nodes)])
+
+
+for _command in (members.add, members.remove, members.replace, members.transfer):
+    cluster.add_command(_command)
 
 
 def _row(node: ClusterNode) -> tuple[str, ...]:
@@ -48,9 +58,3 @@ def _shown(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,4 +1,5 @@
-"""`raftq kill` and `raftq start`: one node of the cluster that `raftq up` runs on this machine.
+"""`raftq kill` and `raftq start`: one node of the cluster that `raftq up` runs on this machine; and what all commands
+that have to do with such a cluster need.
 
 They speak to `raftq up` through its `cluster.json` alone: a killed node is marked as kept down there, and started again
 when the mark is gone.
@@ -37,7 +38,7 @@ def kill(node_id: str, data: Path) -> None:
 
     It stays down until `raftq start ID`, or the next `raftq up`.
     """
-    file = _running_cluster(data)
+    file = running_cluster(data)
     with file.change() as state:
         node = state.node(node_id)
         node.kept_down, pid = True, node.pid
@@ -45,7 +46,7 @@ def kill(node_id: str, data: Path) -> None:
         click.echo(f"{node_id} was down already; it stays down until: raftq start {node_id} --data {data}")
         return
     os.kill(pid, signal.SIGKILL)
-    _wait(lambda: _node(file, node_id).pid is None, f"the end of {node_id}")
+    wait_for(lambda: node_of(file, node_id).pid is None, f"the end of {node_id}")
     click.echo(f"{node_id} (process {pid}) is killed; it stays down until: raftq start {node_id} --data {data}")
 
 
@@ -54,30 +55,31 @@ def kill(node_id: str, data: Path) -> None:
 @data_option
 def start(node_id: str, data: Path) -> None:
     """Start a node that `raftq kill` killed."""
-    file = _running_cluster(data)
+    file = running_cluster(data)
     with file.change() as state:
         node = state.node(node_id)
         node.kept_down, pid = False, node.pid
     if pid is not None:
         click.echo(f"{node_id} runs already (process {pid})")
         return
-    _wait(lambda: _node(file, node_id).pid is not None, f"raftq up to start {node_id}")
-    click.echo(f"{node_id} is started (process {_node(file, node_id).pid}), {node.api_url}")
+    wait_for(lambda: node_of(file, node_id).pid is not None, f"raftq up to start {node_id}")
+    click.echo(f"{node_id} is started (process {node_of(file, node_id).pid}), {node.api_url}")
 
 
-def _running_cluster(data: Path) -> ClusterFile:
+def running_cluster(data: Path) -> ClusterFile:
     if not folder_lock.is_held(data):
         raise Fatal(Exit.USAGE, f"no cluster runs on {data}: start one with raftq up --data {data}")
     return ClusterFile(data)
 
 
-def _node(file: ClusterFile, node_id: str) -> LocalNode:
+def node_of(file: ClusterFile, node_id: str) -> LocalNode:
     state = file.read()
     assert state is not None, f"{file.path} is gone"
     return state.node(node_id)
 
 
-def _wait(condition: Callable[[], bool], what: str) -> None:
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Raises Fatal(NOT_READY)."""
     try:
         wait_until(condition, WAIT_SECONDS, what)
     except TimeoutError as error:

@@ -10,14 +10,29 @@ from typing import Any
 import click
 
 from raftq.node import settings, settings_table
+from raftq.node.config import Config
 
 
-def _setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+def setting_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--config and a flag for each setting; `config` makes a Config of them."""
     for row in reversed(settings_table.rows()):
-        default = "  [required]" if row.required else f"  [{row.default}]" if row.default else ""
-        text = f"{row.help.replace('`', '')}{default}"
-        command = click.option(settings.flag(row.name), row.name, metavar=_metavar(row), help=text)(command)
-    return command
+        command = _option(row)(command)
+    kind = click.Path(path_type=Path)
+    return click.option("--config", "config_file", type=kind, help="TOML file with settings.  [RAFTQ_CONFIG]")(command)
+
+
+def config(config_file: Path | None, flags: dict[str, str | None]) -> Config:
+    """Raises Fatal(CONFIG)."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    return settings.load(given, os.environ, config_file)
+
+
+def _option(row: settings_table.Row) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    flag, text = settings.flag(row.name), row.help.replace("`", "")
+    if settings.is_switch(row.name):
+        return click.option(flag, row.name, is_flag=True, flag_value="true", default=None, help=text)
+    default = "  [required]" if row.required else f"  [{row.default}]" if row.default else ""
+    return click.option(flag, row.name, metavar=_metavar(row), help=f"{text}{default}")
 
 
 def _metavar(row: settings_table.Row) -> str:
@@ -25,16 +40,14 @@ def _metavar(row: settings_table.Row) -> str:
 
 
 @click.command()
-@click.option("--config", "file", type=click.Path(path_type=Path), help="TOML file with settings.  [RAFTQ_CONFIG]")
-@_setting_flags
+@setting_flags
 @click.option("--until-stdin-closes", is_flag=True, help="Stop when standard input closes: when the parent ends.")
-def node(file: Path | None, until_stdin_closes: bool, **flags: str | None) -> int:
+def node(config_file: Path | None, until_stdin_closes: bool, **flags: str | None) -> int:
     """Run one node.
 
     Each setting comes from --config, then a variable (RAFTQ_NODE_ID for --node-id), then a flag; the last one counts.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
-    config = settings.load(given, os.environ, file)
+    read = config(config_file, flags)
     from raftq.node import process  # what a node needs is imported once its settings are right
 
-    return process.run(config, until_stdin_closes=until_stdin_closes)
+    return process.run(read, until_stdin_closes=until_stdin_closes)

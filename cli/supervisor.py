@@ -11,7 +11,7 @@ import time
 import click
 
 from raftq.node import probe
-from raftq.node.exits import meaning, needs_a_person
+from raftq.node.exits import Exit, meaning, needs_a_person
 from raftq.node.local_cluster import Ended, LocalCluster
 
 STEP_SECONDS = 0.1
@@ -43,6 +43,13 @@ class Supervisor:
     def step(self) -> None:
         for ended in self._cluster.ended():
             self._on_end(ended)
+        for stray in self._cluster.strays():
+            self._cluster.stop_one(stray)
+            self._born.pop(stray, None)
+            say(f"{stray} is stopped")
+        for node in self._cluster.drop_those_that_left():
+            self._born.pop(node.id, None)
+            say(f"{node.id} has left the cluster; its data stays in {node.data}")
         for node in self._cluster.nodes:
             down = node.id not in self._born
             if down and not node.kept_down and time.monotonic() >= self._due.get(node.id, 0.0):
@@ -51,7 +58,11 @@ class Supervisor:
 
     def _on_end(self, ended: Ended) -> None:
         lived = time.monotonic() - self._born.pop(ended.node)
-        if self._is_kept_down(ended.node):
+        node = next((node for node in self._cluster.nodes if node.id == ended.node), None)
+        if node is None or (node.leaves and ended.code == Exit.FENCED):
+            self._cluster.keep_down(ended.node)
+            say(f"{ended.node} {_how(ended)}")
+        elif node.kept_down:
             say(f"{ended.node} is killed, and kept down until: raftq start {ended.node}")
         elif not self._restart or needs_a_person(ended.code):
             self._cluster.keep_down(ended.node)
@@ -62,14 +73,12 @@ class Supervisor:
             self._due[ended.node] = time.monotonic() + delay
             say(f"{ended.node} {_how(ended)}; it is started again in {delay:g} s")
 
-    def _is_kept_down(self, node_id: str) -> bool:
-        return any(node.kept_down for node in self._cluster.nodes if node.id == node_id)
-
     def _start(self, node_id: str) -> None:
         self._due.pop(node_id, None)
         self._cluster.start(node_id)
-        self._born[node_id] = time.monotonic()
-        say(f"{node_id} is started (process {self._cluster.pid(node_id)})")
+        if node_id in self._cluster.running:
+            self._born[node_id] = time.monotonic()
+            say(f"{node_id} is started (process {self._cluster.pid(node_id)})")
 
 
 def _how(ended: Ended) -> str:

@@ -18,6 +18,7 @@ from raftq.cli.supervisor import Supervisor, say
 from raftq.cli.tour import Tour
 from raftq.node.exits import Exit, Fatal
 from raftq.node.local_cluster import FIRST_PORT, LocalCluster
+from raftq.node.node_process import last_line
 
 STOP_SECONDS = 10.0
 
@@ -58,7 +59,8 @@ def _run(cluster: LocalCluster, data: Path, *, tour: bool, restart: bool) -> Non
     leader = cluster.wait_ready()
     click.echo(f"ready after {time.monotonic() - begun:.1f} s, with the data in {data}:")
     for node in cluster.nodes:
-        click.echo(f"  {node.id}  {node.api_url}  process {node.pid}{'  leader' if node.id == leader else ''}")
+        how = f"process {node.pid}" if node.pid else f"is down: {last_line(node)}"
+        click.echo(f"  {node.id}  {node.api_url}  {how}{'  leader' if node.id == leader else ''}")
     if tour:
         Tour(cluster).run()
     _show_first_steps(cluster, data)

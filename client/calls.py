@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
@@ -100,6 +100,28 @@ class Caller:
             if attempt or outcome.leader is None:
                 await asyncio.sleep(max(0.0, min(max(delay, outcome.after_seconds), deadline - _now())))
         raise AssertionError("delays never end")
+
+    async def download(
+        self, path: str, take: Callable[[bytes], Awaitable[None]], silent_seconds: float
+    ) -> tuple[str, Answer]:
+        """Who gave it, and the answer to a GET whose body went to `take`: of the first of the seeds that answers, and
+        does not refuse. Not repeated once it has begun. Raises Refused and Unavailable."""
+        error: Refused | Unavailable | None = None
+        for url in self.discovery.seeds:
+            if await self._look(url) is None:
+                error = error or Unavailable(f"{url} does not answer")
+                continue
+            try:
+                exchange = Exchange("GET", url + path, self._headers, None, silent_seconds)
+                answer = await self._transport.receive(exchange, take)
+            except (NotSent, Lost) as trouble:
+                raise Unavailable(f"{url}: {trouble}") from trouble
+            outcome = _judge(answer, url)
+            if isinstance(outcome, Answer):
+                return url, outcome
+            error = outcome if isinstance(outcome, Refused) else Unavailable(outcome.why)
+        assert error is not None
+        raise error
 
     async def _attempt(self, call: Call, url: str, deadline: float) -> Answer | Refused | Trouble:
         timeout = min(self.patience.attempt_seconds + call.wait_seconds, max(deadline - _now(), 0.001))

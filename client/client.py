@@ -6,18 +6,34 @@ It owns what an operation is (its path, its body, whether repeating it is safe) 
 
 from __future__ import annotations
 
+import asyncio
 import enum
+import os
 import secrets
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 
 from raftq.client.calls import Call, Caller, Patience
-from raftq.client.errors import NotFound, OutcomeUnknown
-from raftq.client.models import Cluster, Enqueued, Leased, LeasedMessage, Message, NewMessage, Page, Results, Settled
+from raftq.client.errors import NotFound, OutcomeUnknown, Unavailable
+from raftq.client.models import (
+    BackedUp,
+    Changed,
+    Cluster,
+    Enqueued,
+    Leased,
+    LeasedMessage,
+    Led,
+    Message,
+    NewMessage,
+    Page,
+    Results,
+    Settled,
+)
 from raftq.client.names import queue_name
 from raftq.client.transport import AiohttpTransport, Transport
 
@@ -147,8 +163,74 @@ class AsyncClient:
             if not isinstance(error.__cause__, NotFound):
                 raise
 
-    async def cluster(self) -> Cluster:
+    async def cluster(self, *, of_leader: bool = False) -> Cluster:
+        """As a node sees it; `of_leader`: as the leader does, if it can be found, which alone knows what each has."""
+        if of_leader and self._caller.discovery.leader is None:
+            await self._caller.discovery.refresh()
         return await self._get("/v1/cluster", Cluster)
+
+    async def add_node(self, node: str, peer_address: str, *, replaces: str | None = None) -> int:
+        """Make `node` a learner: once it has caught up it votes by itself, and then `replaces` is removed. With its own
+        name in `replaces` it comes back with a new, empty folder. The index of the change. Raises OutcomeUnknown when
+        the answer was lost: look at `cluster` before you repeat it."""
+        body = {"id": node, "peer_address": peer_address, "replaces": replaces}
+        return (await self._post("/v1/cluster/nodes", body, Changed)).index
+
+    async def remove_node(self, node: str) -> int | None:
+        """Remove `node` from the members; a leader hands leadership over first. The index of the change, or None when
+        an attempt before may be what removed it. Raises NotFound."""
+        try:
+            call = Call("DELETE", f"/v1/cluster/nodes/{quote(node, safe='')}", repeatable=True)
+            return _decode(await self._caller.call(call), Changed).index
+        except OutcomeUnknown as error:
+            if not isinstance(error.__cause__, NotFound):
+                raise
+            return None
+
+    async def transfer(self, node: str | None = None) -> str:
+        """Hand leadership to `node`, or to the most advanced follower; who leads now."""
+        call = Call("POST", "/v1/cluster/leader", _encode({"node": node}), repeatable=node is not None)
+        return _decode(await self._caller.call(call), Led).leader
+
+    async def backup(self, target: Path | BinaryIO, *, silent_seconds: float = 600.0) -> BackedUp:
+        """Save a backup, made by the first of the client's `urls` that can, of what that node has applied.
+
+        A path gets the whole of it, durable, or nothing; a file object is left in its midst when this raises.
+        silent_seconds: how long the node may take to make it before it sends the first byte.
+        Raises Refused, Unavailable, and OSError for `target`.
+        """
+        if not isinstance(target, Path):
+            return await self._save(target, silent_seconds)
+        part = target.with_name(target.name + ".part")
+        try:
+            with part.open("wb") as file:
+                saved = await self._save(file, silent_seconds)
+                await asyncio.to_thread(_sync, file)
+            part.replace(target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        return saved
+
+    async def _save(self, file: BinaryIO, silent_seconds: float) -> BackedUp:
+        size = 0
+
+        async def take(piece: bytes) -> None:
+            nonlocal size
+            try:
+                await asyncio.to_thread(file.write, piece)
+            except OSError as error:
+                raise _NotSaved(error) from error
+            size += len(piece)
+
+        try:
+            url, answer = await self._caller.download("/v1/cluster/snapshot", take, silent_seconds)
+        except _NotSaved as error:
+            raise error.error from None
+        headers = answer.headers
+        if "Raftq-Index" not in headers or headers.get("Content-Length") != str(size):
+            raise Unavailable(f"{url} sent {size} bytes of {headers.get('Content-Length', 'what is no backup')}")
+        return BackedUp(index=int(headers["Raftq-Index"]), bytes=size, url=url)
 
     async def _settle(
         self,
@@ -170,6 +252,19 @@ class AsyncClient:
 
     async def _get(self, path: str, kind: type[T]) -> T:
         return _decode(await self._caller.call(Call("GET", path, repeatable=True)), kind)
+
+
+class _NotSaved(Exception):
+    """The file could not be written."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _queue(queue: str, rest: str = "") -> str:

@@ -84,6 +84,8 @@ class Page(msgspec.Struct, kw_only=True):
 class ClusterNode(msgspec.Struct, kw_only=True):
     id: str
     api_url: str
+    peer_address: str = ""
+    #: leader, follower, candidate, learner (it catches up, and does not vote yet), or unknown.
     role: str = "unknown"
     voter: bool = True
     reachable: bool = False
@@ -98,3 +100,23 @@ class Cluster(msgspec.Struct, kw_only=True):
     leader: str | None = None
     term: int = 0
     nodes: list[ClusterNode] = []
+
+
+class Changed(msgspec.Struct, kw_only=True):
+    """The members are others since the entry at `index` of the log."""
+
+    index: int
+
+
+class Led(msgspec.Struct, kw_only=True):
+    leader: str
+
+
+class BackedUp(msgspec.Struct, kw_only=True):
+    """A backup as it was saved."""
+
+    #: Of the last entry of the log that is in it.
+    index: int
+    bytes: int
+    #: The node that made it.
+    url: str

@@ -6,10 +6,13 @@ What went wrong is told in the only terms that matter above: `NotSent` (the node
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol
 
 import aiohttp
+
+_PIECE_BYTES = 256 * 1024
 
 
 class NotSent(Exception):
@@ -39,6 +42,12 @@ class Transport(Protocol):
         """Raises NotSent or Lost."""
         ...
 
+    async def receive(self, exchange: Exchange, take: Callable[[bytes], Awaitable[None]]) -> Answer:
+        """As `send`, but the body of a 200 goes to `take` piece by piece, and not into the answer. The exchange may
+        take as long as it needs, if something comes every `timeout_seconds`. What `take` raises passes, but for what
+        an exchange raises: OSError, TimeoutError."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -51,6 +60,25 @@ class AiohttpTransport:
 
     async def send(self, exchange: Exchange) -> Answer:
         timeout = aiohttp.ClientTimeout(total=exchange.timeout_seconds, sock_connect=self._connect_seconds)
+        async with self._answered(exchange, timeout) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def receive(self, exchange: Exchange, take: Callable[[bytes], Awaitable[None]]) -> Answer:
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=self._connect_seconds, sock_read=exchange.timeout_seconds
+        )
+        async with self._answered(exchange, timeout) as response:
+            if response.status != 200:
+                return Answer(response.status, response.headers, await response.read())
+            async for piece in response.content.iter_chunked(_PIECE_BYTES):
+                await take(piece)
+            return Answer(response.status, response.headers, b"")
+
+    @asynccontextmanager
+    async def _answered(
+        self, exchange: Exchange, timeout: aiohttp.ClientTimeout
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Raises NotSent and Lost for all that goes wrong with the connection within the block."""
         try:
             async with self._opened().request(
                 exchange.method,
@@ -60,7 +88,7 @@ class AiohttpTransport:
                 timeout=timeout,
                 allow_redirects=False,
             ) as response:
-                return Answer(response.status, response.headers, await response.read())
+                yield response
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             raise NotSent(f"{exchange.url} cannot be reached: {_cause(error)}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

@@ -1,7 +1,8 @@
-"""`cluster.json`: what runs where in a cluster of local processes, for scripts, `raftq kill` and `raftq start`.
+"""`cluster.json`: what runs where in a cluster of local processes, for scripts and the commands that change it.
 
-A reader always finds a whole file: it is written beside and renamed. Writers (the supervisor, `raftq kill`) change it
-under a lock, from what it holds at that moment, so that neither undoes the other's change.
+A reader always finds a whole file: it is written beside and renamed. Writers (the supervisor, `raftq kill`, `raftq
+cluster add`) change it under a lock, from what it holds at that moment, so that neither undoes the other's change. The
+supervisor sees to it that what runs is what the file says.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ class LocalNode(msgspec.Struct):
     log: str
     #: Set by `raftq kill`: the supervisor leaves it alone until `raftq start`.
     kept_down: bool = False
+    #: It did not begin with the cluster: an empty folder waits to be added (`--join`).
+    joins: bool = False
+    #: Once the cluster has no such member any more, the supervisor stops it and drops it from the file.
+    leaves: bool = False
 
 
 class LocalClusterState(msgspec.Struct):
@@ -37,12 +42,13 @@ class LocalClusterState(msgspec.Struct):
 
     def node(self, node_id: str) -> LocalNode:
         """Raises Fatal when there is none of that name."""
-        for node in self.nodes:
-            if node.id == node_id:
-                return node
-        raise Fatal(
-            Exit.USAGE, f"there is no node {node_id}: the cluster has {', '.join(node.id for node in self.nodes)}"
-        )
+        if (found := self.find(node_id)) is None:
+            names = ", ".join(node.id for node in self.nodes)
+            raise Fatal(Exit.USAGE, f"there is no node {node_id}: the cluster has {names}")
+        return found
+
+    def find(self, node_id: str) -> LocalNode | None:
+        return next((node for node in self.nodes if node.id == node_id), None)
 
 
 class ClusterFile:

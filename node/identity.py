@@ -7,7 +7,6 @@ cannot take part under the same name (`raftq.replication.roster`).
 from __future__ import annotations
 
 import uuid
-from concurrent.futures import Future
 
 import msgspec
 
@@ -29,17 +28,27 @@ class Identity(msgspec.Struct, frozen=True):
 def begin(environment: Environment, cluster_id: str, node_id: str) -> Identity:
     """The identity of this start, durable: a new one in an empty folder. Raises Fatal(FOREIGN_DATA) when the folder
     belongs to another, and StorageError."""
-    before = _stored(environment) or Identity(cluster_id, node_id, str(uuid.uuid4()), 0)
+    before = stored(environment) or new(cluster_id, node_id)
     _check(before, environment, cluster_id, node_id)
     now = msgspec.structs.replace(before, boot=before.boot + 1)
-    _commit(environment, WriteBatch(meta={META: msgspec.msgpack.encode(now)}))
+    commit(environment, WriteBatch(meta={META: encode(now)}))
     return now
 
 
-def _stored(environment: Environment) -> Identity | None:
-    stored = environment.meta(META)
+def new(cluster_id: str, node_id: str) -> Identity:
+    """Of a folder that was never started on."""
+    return Identity(cluster_id, node_id, str(uuid.uuid4()), 0)
+
+
+def encode(identity: Identity) -> bytes:
+    return msgspec.msgpack.encode(identity)
+
+
+def stored(environment: Environment) -> Identity | None:
+    """None in an empty folder. Raises EnvironmentDamaged."""
+    found = environment.meta(META)
     try:
-        return None if stored is None else msgspec.msgpack.decode(stored, type=Identity)
+        return None if found is None else msgspec.msgpack.decode(found, type=Identity)
     except msgspec.DecodeError as error:
         raise EnvironmentDamaged(f"{environment.folder}: the identity is not of raftq: {error}") from error
 
@@ -54,11 +63,10 @@ def _check(found: Identity, environment: Environment, cluster_id: str, node_id: 
         raise Fatal(Exit.FOREIGN_DATA, line)
 
 
-def _commit(environment: Environment, batch: WriteBatch) -> None:
-    done: Future[None] = Future()
+def commit(environment: Environment, batch: WriteBatch) -> None:
+    """Where no node runs. Raises StorageError."""
     writer = Writer(environment)
     try:
-        writer.commit(batch, lambda error: done.set_exception(error) if error else done.set_result(None))
-        done.result()
+        writer.write(batch)
     finally:
         writer.close()

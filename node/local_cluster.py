@@ -6,6 +6,7 @@ where. Nothing here restarts a node by itself.
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import time
@@ -43,6 +44,8 @@ class LocalCluster:
         self._lock = _take(self.folder)
         self._flags = flags
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        #: As they were started.
+        self._started: dict[str, LocalNode] = {}
         try:
             self._open(size, port)
         except BaseException:
@@ -58,7 +61,7 @@ class LocalCluster:
         return sorted(self._processes)
 
     def url(self, node_id: str) -> str:
-        return self._state().node(node_id).api_url
+        return (self._state().find(node_id) or self._started[node_id]).api_url
 
     def pid(self, node_id: str) -> int:
         return self._processes[node_id].pid
@@ -73,11 +76,13 @@ class LocalCluster:
             self.start(node.id)
 
     def start(self, node_id: str) -> None:
-        """Starts a node that does not run."""
+        """Starts a node that does not run, if it is still in the file."""
         assert node_id not in self._processes, f"{node_id} runs"
         state = self._state()
-        process = node_process.spawn(state, state.node(node_id), self._flags)
-        self._processes[node_id] = process
+        if (node := state.find(node_id)) is None:
+            return
+        process = node_process.spawn(state, node, self._flags)
+        self._processes[node_id], self._started[node_id] = process, node
         self._record(node_id, process.pid)
 
     def signal(self, node_id: str, number: signal.Signals) -> None:
@@ -92,19 +97,46 @@ class LocalCluster:
     def keep_down(self, node_id: str) -> None:
         """Note of a node that ended that nobody is to start it unasked."""
         with self.file.change() as state:
-            state.node(node_id).kept_down = True
+            if (node := state.find(node_id)) is not None:
+                node.kept_down = True
 
     def ended(self) -> list[Ended]:
         """The nodes that ended by themselves, or by the hand of others, since this was last asked."""
         dead = [node_id for node_id, process in self._processes.items() if process.poll() is not None]
+        return [Ended(node, self._reap(node), node_process.last_line(self._started[node])) for node in dead]
+
+    def strays(self) -> list[str]:
+        """The nodes that run, and are not in the file any more, or are so with another data folder."""
         state = self._state()
-        return [Ended(node_id, self._reap(node_id), node_process.last_line(state.node(node_id))) for node_id in dead]
+        found = [(node_id, state.find(node_id)) for node_id in self.running]
+        return [node_id for node_id, node in found if node is None or node.data != self._started[node_id].data]
+
+    def stop_one(self, node_id: str, seconds: float = 10.0) -> None:
+        """SIGTERM, then SIGKILL."""
+        self._terminate(node_id)
+        self._await_end(node_id, seconds)
+
+    def drop_those_that_left(self) -> list[LocalNode]:
+        """Those that are to leave, once no node that answers counts them as members: stopped, and in the file no more.
+        Their data stays."""
+        leaving = [node for node in self.nodes if node.leaves]
+        if not leaving:
+            return []
+        staying = [node.api_url for node in self.nodes if not node.leaves and node.id in self._processes]
+        answers = [answer for url in staying if (answer := probe.cluster(url)) and answer["nodes"]]
+        members = {member["id"] for answer in answers for member in answer["nodes"]}
+        left = [node for node in leaving if any(answer["leader"] for answer in answers) and node.id not in members]
+        for node in left:
+            if node.id in self._processes:
+                self.stop_one(node.id)
+            with self.file.change() as state:
+                state.nodes.remove(state.node(node.id))
+        return left
 
     def stop(self, seconds: float = 10.0) -> list[str]:
         """SIGTERM to all, SIGKILL to those that have not ended within `seconds`; these are returned."""
-        for process in self._processes.values():
-            process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGCONT)  # one that was paused could not end
+        for node_id in self.running:
+            self._terminate(node_id)
         end = time.monotonic() + seconds
         return [node_id for node_id in self.running if self._await_end(node_id, end - time.monotonic())]
 
@@ -115,13 +147,15 @@ class LocalCluster:
         return late
 
     def leader(self) -> str | None:
-        """The leader, when every running node names the same one and that one runs."""
+        """The leader, when every running node names the same one and that one runs. One that waits to be added to the
+        cluster is not asked."""
         answers = [probe.cluster(self.url(node_id)) for node_id in self.running]
-        leaders = {answer["leader"] if answer else None for answer in answers}
+        leaders = {answer["leader"] if answer else None for answer in answers if answer is None or answer["nodes"]}
         return next((leader for leader in leaders if len(leaders) == 1 and leader in self._processes), None)
 
     def wait_ready(self, seconds: float = 20.0) -> str:
-        """The leader, as soon as every running node knows it. Raises Fatal when a node ends, or none is in time."""
+        """The leader, as soon as every running node knows it. A node whose folder may not take part any more stays
+        down. Raises Fatal when another ends, or none leads in time."""
         try:
             return wait_until(self._leader_or_ended, seconds, "a leader that every node knows")
         except TimeoutError as error:
@@ -129,13 +163,16 @@ class LocalCluster:
 
     def _leader_or_ended(self) -> str | None:
         for ended in self.ended():
+            if ended.code == Exit.FENCED:
+                self.keep_down(ended.node)
+                continue
             raise Fatal(Exit.NOT_READY, f"{ended.node} ended: {ended.last_line}")
         return self.leader()
 
     def _open(self, size: int | None, port: int | None) -> None:
         state = self.file.read()
         if state is None:
-            self.file.create(_new_state(self.folder, size or 3, FIRST_PORT if port is None else port))
+            self.file.create(new_state(self.folder, size or 3, FIRST_PORT if port is None else port))
             return
         first = local_ports.of(state.nodes[0].api_url)
         if size not in (None, len(state.nodes)):
@@ -145,7 +182,7 @@ class LocalCluster:
         with self.file.change() as state:
             for node in state.nodes:  # the folder may have been moved since
                 node.pid, node.kept_down = None, False
-                node.data, node.log = str(self.folder / node.id), str(self.folder / f"{node.id}.log")
+                node.data, node.log = (str(self.folder / Path(path).name) for path in (node.data, node.log))
 
     def _state(self) -> LocalClusterState:
         state = self.file.read()
@@ -155,6 +192,11 @@ class LocalCluster:
     def _wait_for_folder(self, node: LocalNode, seconds: float) -> None:
         """A supervisor that was killed leaves nodes that are about to end."""
         wait_until(lambda: not folder_lock.is_held(Path(node.data)), seconds, f"{node.id} of an earlier run to end")
+
+    def _terminate(self, node_id: str) -> None:
+        process = self._processes[node_id]
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)  # one that was paused could not end
 
     def _await_end(self, node_id: str, seconds: float) -> bool:
         """Whether it had to be killed."""
@@ -177,7 +219,8 @@ class LocalCluster:
 
     def _record(self, node_id: str, pid: int | None) -> None:
         with self.file.change() as state:
-            state.node(node_id).pid = pid
+            if (node := state.find(node_id)) is not None:
+                node.pid = pid
 
 
 def _take(folder: Path) -> FolderLock:
@@ -191,18 +234,39 @@ def _take(folder: Path) -> FolderLock:
         raise Fatal(Exit.CONFIG, f"cannot use the folder {folder}: {error.strerror}") from error
 
 
-def _new_state(folder: Path, size: int, port: int) -> LocalClusterState:
-    return LocalClusterState(
-        f"local-{uuid.uuid4().hex[:8]}", [_new_node(folder, number, port) for number in range(size)]
-    )
+def new_state(folder: Path, size: int, port: int) -> LocalClusterState:
+    """Of a cluster of `size` nodes in `folder`, their API ports from `port` on."""
+    nodes = [_node(folder, f"n{number + 1}", port + number) for number in range(size)]
+    return LocalClusterState(new_cluster_id(), nodes)
 
 
-def _new_node(folder: Path, number: int, port: int) -> LocalNode:
-    name, api = f"n{number + 1}", port + number
-    peer = f"{local_ports.HOST}:{api + PEER_PORTS}"
-    return LocalNode(
-        name, f"http://{local_ports.HOST}:{api}", peer, None, str(folder / name), str(folder / f"{name}.log")
-    )
+def new_cluster_id() -> str:
+    return f"local-{uuid.uuid4().hex[:8]}"
+
+
+def joining(folder: Path, state: LocalClusterState, node_id: str) -> LocalNode:
+    """A node beside those of `state` that waits to be added, with a new data folder. Under the name of one of them it
+    has the ports of that one, else ports of its own."""
+    before = state.find(node_id)
+    port = _free_port(state) if before is None else local_ports.of(before.api_url)
+    node = _node(folder, node_id, port)
+    names = itertools.chain([node_id], (f"{node_id}-{number}" for number in itertools.count(2)))
+    node.data = str(next(path for path in map(folder.joinpath, names) if not path.exists()))
+    node.joins = True
+    return node
+
+
+def _free_port(state: LocalClusterState) -> int:
+    """Above those of the API that are in use, which lie beside each other."""
+    port = max(local_ports.of(node.api_url) for node in state.nodes) + 1
+    while local_ports.is_taken(port) or local_ports.is_taken(port + PEER_PORTS):
+        port += 1
+    return port
+
+
+def _node(folder: Path, name: str, port: int) -> LocalNode:
+    api, peer = f"http://{local_ports.HOST}:{port}", f"{local_ports.HOST}:{port + PEER_PORTS}"
+    return LocalNode(name, api, peer, None, str(folder / name), str(folder / f"{name}.log"))
 
 
 def _check_ports(node: LocalNode) -> None:

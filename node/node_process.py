@@ -36,7 +36,9 @@ def last_line(node: LocalNode) -> str:
 
 
 def _settings(state: LocalClusterState, node: LocalNode) -> list[str]:
-    members = ",".join(f"{each.id}={each.peer_address}" for each in state.nodes)
+    """Of the members only those that the cluster began with, but to one that joins."""
+    begun = [each for each in state.nodes if node.joins or not each.joins]
+    members = ",".join(f"{each.id}={each.peer_address}" for each in begun)
     settings = {
         "node-id": node.id,
         "cluster-id": state.cluster_id,
@@ -46,7 +48,8 @@ def _settings(state: LocalClusterState, node: LocalNode) -> list[str]:
         "peer-listen": node.peer_address,
         "log-format": "logfmt",
     }
-    return ["--until-stdin-closes", *(f"--{name}={value}" for name, value in settings.items())]
+    switches = ["--until-stdin-closes", *(["--join"] if node.joins and len(state.nodes) > 1 else [])]
+    return [*switches, *(f"--{name}={value}" for name, value in settings.items())]
 
 
 def _log(path: Path) -> IO[bytes]:

@@ -153,6 +153,7 @@ class RaftShard:
         #: Since when a commit runs, or a snapshot is being installed.
         self._committing: float | None = None
         self._installing: asyncio.Task[None] | None = None
+        self.snapshots_installed = 0
         self._sent = False
         self._stopping = False
         self._closed = False
@@ -782,9 +783,13 @@ class RaftShard:
         """Leader: make and offer one to those that need it, and keep the log after it. Follower: pull."""
         engine, now = self._engine, self._monotonic()
         lacking = [node for node in engine.lacking() if self._peers.reachable(node)]
-        self._sender.tick(now, lacking)
+        self._sender.tick(now, lacking, self._journal.first_index)
         engine.pinned = [] if self._sender.pinned_index is None else [self._sender.pinned_index]
         self._receiver.tick(now)
+
+    @property
+    def snapshot_bytes_sent(self) -> int:
+        return self._sender.sent_bytes
 
     async def _install(self, head: SnapshotHead, incoming: Path) -> None:
         """A cycle of its own: the snapshot takes the place of tables and log; identity, term and vote stay."""
@@ -802,6 +807,7 @@ class RaftShard:
             self._engine.installed(self._journal, head.index, _base(self.config, self.environment))
             self._receiver.done()
             self._committing = None
+            self.snapshots_installed += 1
             _log.info("snapshot installed", index=head.index, term=head.term)
         except Exception as error:
             self._fatal(error)

@@ -209,12 +209,12 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         return self._led_from > since and any(progress.round == 0 for progress in self._progress.values())
 
     def answering(self) -> list[str]:
-        """Leader: itself, and who has echoed a round within the time of check-quorum."""
+        """Leader: itself, and who is connected and has echoed a round within the time of check-quorum."""
         if not self.is_leader:
             return []
         since = self.clock() - self.timing.check_quorum
         heard = (node for node, progress in self._progress.items() if progress.round and progress.confirmed > since)
-        return [self.id, *heard]
+        return [self.id, *(node for node in heard if self._nodes[node] in self.__connectedNodes)]
 
     def applied_index_of(self, node: str) -> int | None:
         progress = self._progress.get(node)
@@ -375,6 +375,7 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         if applied <= self.__raftCommitIndex or self.is_leader:
             raise InvariantBroken(f"a snapshot at {applied} was installed over commit index {self.__raftCommitIndex}")
         term, vote = self.__raftCurrentTerm, self.__votedForNodeId
+        self._follow(term, self.leader)  # votes of another configuration count no more
         self._adopt(journal, applied, base)
         if (term, vote) != (self.__raftCurrentTerm, self.__votedForNodeId):
             raise InvariantBroken(f"a snapshot at {applied} changed term or vote")
@@ -739,7 +740,7 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
 
     def _take_entries(self, index: int, entries: Sequence[Sequence[Any]]) -> None:
         journal = self.journal
-        before = self.memberships.index
+        before = self.configuration
         for term, command in entries:
             if index <= journal.last_index:
                 if index <= self.__raftCommitIndex or journal.term_at(index) == term:
@@ -751,7 +752,7 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
             if command[:1] == CONFIGURATION:
                 self.memberships.note(index, membership.decode(memoryview(command)[1:]))
             index += 1
-        if self.memberships.index != before:
+        if self.configuration is not before:  # another one may stand at the same index
             self._reconfigure()
 
     def _answer_append(self, node: str, message: Message, *, ok: bool, match: int, hint: int) -> None:

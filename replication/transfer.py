@@ -153,14 +153,20 @@ class Sender:
         self._offsets: dict[str, int] = {}
         #: Pieces that are being read.
         self._reading: set[tuple[str, int]] = set()
+        #: Of all snapshots, repeated pieces too.
+        self.sent_bytes = 0
 
-    def tick(self, now: float, lacking: Collection[str]) -> None:
+    def tick(self, now: float, lacking: Collection[str], log_first: int) -> None:
+        """`log_first`: where the log begins. A snapshot that it does not go on from any more is of no use: this node
+        may have followed meanwhile, and have been told to cut its log."""
         self._now = now
         if self._busy:
             return
         if self._held is None:
             if lacking and now >= self._make_from:
                 self._begin_making()
+        elif self._held.head.index < log_first:
+            self._forget()
         elif now - self._used > KEPT_SECONDS:
             if not self._wanted:
                 self._make_from = now + PAUSE_SECONDS
@@ -254,7 +260,8 @@ class Sender:
             self._reading.discard((node, offset))
         if self._held is held:
             message = {"type": "snapshot_chunk", "term": self._term(), "id": held.id, "offset": offset, "data": data}
-            self._send([node], message | {"checksum": _checksum(offset, data)}, bulk=True)
+            if self._send([node], message | {"checksum": _checksum(offset, data)}, bulk=True):
+                self.sent_bytes += len(data)
 
     def _pause(self, reason: str) -> None:
         self._make_from = self._now + PAUSE_SECONDS

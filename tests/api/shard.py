@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 from raftq.api.app import Api
-from raftq.api.ports import Limits, Measure
+from raftq.api.ports import BackupRefused, Limits, Measure
 from raftq.replication.shard import Committed, NotLeader, Peer, Status, Stopping
 from raftq.storage.machine import commands
 from raftq.storage.machine.apply import Machine
@@ -34,6 +35,9 @@ class LocalShard:
         #: Proposals wait for this, when it is set.
         self.gate: asyncio.Event | None = None
         self.applied: list[Any] = []
+        #: Other members, and what was asked of `add` and `remove`.
+        self.members: list[Peer] = []
+        self.asked: list[tuple[Any, ...]] = []
         self.index, self.clock_ms = 0, 1_700_000_000_000
         self._on_effects = on_effects
         self._tasks: set[asyncio.Task[None]] = set()
@@ -103,17 +107,53 @@ class LocalShard:
             first_index=1,
             log_bytes=100,
             ready=self.leader is not None,
-            peers=[peer],
+            peers=[peer, *self.members],
             clock_offset_ms=0.5,
         )
 
     async def transfer(self, target: str | None = None) -> str:
         self._check()
+        if self.refuse is not None:
+            raise self.refuse
         return target or "n2"
+
+    async def add(self, node: str, peer_address: str, *, replaces: str | None = None) -> int:
+        self._change("add", node, peer_address, replaces)
+        self.members.append(Peer(node, "", peer_address, "learner", False, False, 0, None, None))
+        return self.index
+
+    async def remove(self, node: str) -> int:
+        self._change("remove", node)
+        self.members = [member for member in self.members if member.id != node]
+        return self.index
+
+    def _change(self, *asked: Any) -> None:
+        self._check()
+        if self.refuse is not None:
+            raise self.refuse
+        self.asked.append(asked)
+        self.index += 1
 
     async def digest(self) -> tuple[int, dict[str, str | None]]:
         self._check()
         return self.index, {"n1": "abc", "n2": None}
+
+
+class LocalBackup:
+    """Implements `api.ports.Backup`: `body`, in pieces; `fault` is raised before the second."""
+
+    cluster_id = "c1"
+
+    def __init__(self, index: int, body: bytes, fault: Exception | None) -> None:
+        self.index, self.size_bytes = index, len(body)
+        self._pieces = [body[at : at + 100_000] for at in range(0, len(body), 100_000)]
+        self._fault, self._read = fault, 0
+
+    async def read(self) -> bytes:
+        self._read += 1
+        if self._read == 2 and self._fault is not None:
+            raise self._fault
+        return self._pieces.pop(0) if self._pieces else b""
 
 
 class LocalNode:
@@ -128,6 +168,9 @@ class LocalNode:
         #: What `leads` says, when that is to differ from what the shard knows.
         self.believes: bool | None = None
         self.shard = LocalShard(node_id, self._on_effects)
+        #: Under way; what one holds; what it meets.
+        self.backups, self.backup_body = 0, b"tables"
+        self.backup_fault: Exception | None = None
         self.api = Api(self)
 
     def _on_effects(self, effects: list[Effect]) -> None:
@@ -138,6 +181,16 @@ class LocalNode:
 
     def leader_url(self) -> str | None:
         return self.url_of_leader
+
+    @asynccontextmanager
+    async def backup(self) -> AsyncIterator[LocalBackup]:
+        if self.backups:
+            raise BackupRefused("there is one already: wait")
+        self.backups += 1
+        try:
+            yield LocalBackup(self.shard.index, self.backup_body, self.backup_fault)
+        finally:
+            self.backups -= 1
 
     def measures(self) -> Iterable[Measure]:
         return [Measure("raftq_commits", "Commits.", "counter", 7.0)]

@@ -18,6 +18,8 @@ class Cluster:
         self.nodes = [LocalNode(f"n{k}", f"http://127.0.0.1:{k}", f"127.0.0.1:{k}", 1, "d", "l") for k in (1, 2, 3)]
         self.running = [node.id for node in self.nodes]
         self.started: list[str] = []
+        self.stray: list[str] = []
+        self.left: list[LocalNode] = []
         self._ended: list[Ended] = []
 
     def end(self, node: str, code: int) -> None:
@@ -27,6 +29,19 @@ class Cluster:
     def ended(self) -> list[Ended]:
         ended, self._ended = self._ended, []
         return ended
+
+    def strays(self) -> list[str]:
+        return self.stray
+
+    def stop_one(self, node: str) -> None:
+        self.stray.remove(node)
+        self.running.remove(node)
+
+    def drop_those_that_left(self) -> list[LocalNode]:
+        left, self.left = self.left, []
+        self.nodes = [node for node in self.nodes if node not in left]
+        self.running = [node.id for node in self.nodes]
+        return left
 
     def start(self, node: str) -> None:
         self.started.append(node)
@@ -121,6 +136,28 @@ def test_without_restart_whatever_dies_stays_down(scene: Scene) -> None:
     scene.cluster.end("n2", -9)
     assert scene.step() == ["n2 was killed by SIGKILL; it stays down until: raftq start n2"]
     assert scene.step(3600) == []
+
+
+def test_a_node_that_runs_on_another_folder_than_the_file_says_is_started_anew(scene: Scene) -> None:
+    scene.cluster.stray.append("n2")
+    assert scene.step() == ["n2 is stopped", "n2 is started (process 7)"]
+
+
+def test_a_node_that_has_left_is_forgotten(scene: Scene) -> None:
+    scene.cluster.nodes[1].leaves = True
+    scene.cluster.end("n2", Exit.FENCED)
+    [line] = scene.step()
+    assert line == f"n2 ended with exit code 21, {Exit.FENCED.meaning}: its last line"
+    scene.cluster.left.append(scene.cluster.nodes[1])
+    assert scene.step() == ["n2 has left the cluster; its data stays in d"]
+    assert scene.step(3600) == []
+
+
+def test_a_node_that_is_to_leave_and_dies_before_is_started_again(scene: Scene) -> None:
+    """Until it has left, the cluster may need it."""
+    scene.cluster.nodes[1].leaves = True
+    scene.cluster.end("n2", -9)
+    assert "it is started again in" in scene.step()[0]
 
 
 def test_a_new_leader_is_told_once_and_one_of_an_older_term_never(scene: Scene) -> None:

@@ -3,7 +3,7 @@ transports that lose, refuse or hold back what the test says."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -47,6 +47,7 @@ async def running() -> AsyncIterator[Node]:
         await node.api.stop(1.0)
 
 
+Take = Callable[[bytes], Awaitable[None]]
 #: What happens to an exchange: None lets it pass.
 Fault = Callable[[Exchange], str | None]
 
@@ -57,7 +58,8 @@ class FaultyTransport:
     refused  the node is not reached
     lost     it is reached and the answer lost
     sunk     the request is lost on the way, and nobody knows
-    busy     503, not applied
+    busy     503, not applied; of a backup 409
+    cut      a backup's connection is lost after its first piece
     """
 
     def __init__(self, fault: Fault) -> None:
@@ -78,6 +80,22 @@ class FaultyTransport:
             case _:
                 return await self._real.send(exchange)
 
+    async def receive(self, exchange: Exchange, take: Take) -> Answer:
+        match self.fault(exchange):
+            case "refused":
+                raise NotSent("connection refused")
+            case "busy":
+                return problem(409, "no")
+            case "cut":
+
+                async def some(piece: bytes) -> None:
+                    await take(piece)
+                    raise Lost("connection reset")
+
+                return await self._real.receive(exchange, some)
+            case _:
+                return await self._real.receive(exchange, take)
+
     async def close(self) -> None:
         await self._real.close()
 
@@ -92,6 +110,13 @@ class ScriptedTransport:
     async def send(self, exchange: Exchange) -> Answer:
         self.seen.append(exchange)
         return self.script(exchange)
+
+    async def receive(self, exchange: Exchange, take: Take) -> Answer:
+        self.seen.append(exchange)
+        answer = self.script(exchange)
+        if answer.status == 200:
+            await take(answer.body)
+        return answer
 
     async def close(self) -> None:
         pass

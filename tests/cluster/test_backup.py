@@ -12,6 +12,7 @@ import pytest
 
 from raftq.client.client import AsyncClient
 from raftq.client.models import LeasedMessage, NewMessage
+from raftq.node import probe
 from raftq.node.cluster_file import ClusterFile
 from raftq.node.exits import Exit
 from raftq.node.local_cluster import PEER_PORTS, new_state
@@ -131,42 +132,42 @@ def test_a_backup_under_load_becomes_a_new_cluster(old: Up, up: Callable[..., Up
 def test_what_is_left_of_the_old_cluster_cannot_mix_with_the_new_one(
     old: Up, up: Callable[..., Up], tmp_path: Path
 ) -> None:
-    """Its nodes are brought up with the addresses of the new cluster's, and then with its id."""
+    """The new one has its addresses, and one of the old nodes is started in the place of a new one."""
     enqueue(old, "one")
     assert run("backup", str(tmp_path / "b"), "--url", urls(old)[0])[0] == 0
     stored = ClusterFile(old.data).read()
     assert stored is not None
     assert old.interrupt() == Exit.STOPPED
-    port = free_first(4, PEER_PORTS)
-    assert run("restore", str(tmp_path / "b"), "--data", str(tmp_path / "new"), "--port", str(port))[0] == 0
+    port = stored.nodes[0].api_url.rpartition(":")[2]
+    assert run("restore", str(tmp_path / "b"), "--data", str(tmp_path / "new"), "--port", port)[0] == 0
     new = up(data=tmp_path / "new", new=False)
     new.wait_for(READY)
-    fresh = ClusterFile(new.data).read()
-    assert fresh is not None
-    assert fresh.cluster_id != stored.cluster_id
+    assert run("kill", "n1", "--data", str(new.data))[0] == 0
+    told = f"{urls(new)[1]}/v1/cluster"
+    before = wait_until(lambda: ask("GET", told).json()["leader"] and ask("GET", told).json(), 20, "a leader")
+    assert before["cluster_id"] != stored.cluster_id
 
-    strange = f"127.0.0.1:{port + PEER_PORTS + 3}"
-    members = ",".join([f"n1={strange}", *(f"{node.id}={node.peer_address}" for node in fresh.nodes[1:])])
+    n1 = stored.nodes[0]
     flags = [
         "node",
         "--node-id=n1",
-        f"--data={old.data / 'n1'}",
-        f"--api-listen=127.0.0.1:{port + 3}",
-        f"--peer-listen={strange}",
-        "--log-format=json",
+        f"--data={n1.data}",
+        f"--api-listen={n1.api_url.removeprefix('http://')}",
+        f"--peer-listen={n1.peer_address}",
+        f"--members={','.join(f'{node.id}={node.peer_address}' for node in stored.nodes)}",
     ]
-    code, said = run(*flags, f"--cluster-id={fresh.cluster_id}", f"--members={members}")
+    code, said = run(*flags, f"--cluster-id={before['cluster_id']}")
     assert (code, f"holds data of cluster {stored.cluster_id}" in said) == (Exit.FOREIGN_DATA, True)
-
-    before = ask("GET", f"{urls(new)[0]}/v1/cluster").json()
-    stranger = Stranger([*flags, f"--cluster-id={stored.cluster_id}", f"--members={members}"], tmp_path / "log")
+    stranger = Stranger([*flags, f"--cluster-id={stored.cluster_id}"], tmp_path / "log")
     try:
         stranger.wait_for(f"it is of cluster '{stored.cluster_id}'")
         enqueue(new, "two")
     finally:
         stranger.end()
-    after = ask("GET", f"{urls(new)[0]}/v1/cluster").json()
+    after = ask("GET", told).json()
     assert (after["leader"], after["term"]) == (before["leader"], before["term"])
+    assert run("start", "n1", "--data", str(new.data))[0] == 0
+    wait_until(lambda: (probe.cluster(urls(new)[0]) or {}).get("leader"), 20, "n1 to be ready")
     assert bodies_of(new) == ["one", "two"]
     assert_equal(new)
 
@@ -180,7 +181,10 @@ class Stranger:
             self._process = subprocess.Popen([*RAFTQ, *arguments], stdout=file, stderr=file, env=os.environ)
 
     def wait_for(self, words: str) -> None:
-        wait_until(lambda: words in self._log.read_text(), 20, f"{words} in:\n{self._log.read_text()}")
+        try:
+            wait_until(lambda: words in self._log.read_text(), 20, words)
+        except TimeoutError as error:
+            raise AssertionError(self._log.read_text()) from error
 
     def end(self) -> None:
         self._process.kill()

@@ -68,7 +68,17 @@ def test_a_change_that_fails_is_not_written(tmp_path: Path) -> None:
 def test_it_holds_what_scripts_read(tmp_path: Path) -> None:
     written = json.loads(new_file(tmp_path).path.read_text())
     assert written["cluster_id"] == "c1"
-    assert written["nodes"][0].keys() == {"id", "api_url", "peer_address", "pid", "data", "log", "kept_down"}
+    assert written["nodes"][0].keys() == {
+        "id",
+        "api_url",
+        "peer_address",
+        "pid",
+        "data",
+        "log",
+        "kept_down",
+        "joins",
+        "leaves",
+    }
 
 
 def test_no_file_and_no_node(tmp_path: Path) -> None:

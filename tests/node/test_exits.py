@@ -14,7 +14,16 @@ def test_these_are_started_again(code: int) -> None:
 
 @pytest.mark.parametrize(
     "code",
-    [Exit.USAGE, Exit.CONFIG, Exit.PORT_TAKEN, Exit.DISK_FULL, Exit.DAMAGED, Exit.FOREIGN_DATA, Exit.FOLDER_IN_USE],
+    [
+        Exit.USAGE,
+        Exit.CONFIG,
+        Exit.PORT_TAKEN,
+        Exit.DISK_FULL,
+        Exit.DAMAGED,
+        Exit.FOREIGN_DATA,
+        Exit.FOLDER_IN_USE,
+        Exit.FENCED,
+    ],
 )
 def test_these_need_a_person(code: int) -> None:
     assert needs_a_person(code)

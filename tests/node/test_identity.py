@@ -43,6 +43,6 @@ def test_anothers_folder_is_refused_and_left_as_it_is(environment: Environment, 
 
 
 def test_an_identity_that_makes_no_sense_is_damage(environment: Environment) -> None:
-    identity._commit(environment, WriteBatch(meta={identity.META: b"\xc1"}))
+    identity.commit(environment, WriteBatch(meta={identity.META: b"\xc1"}))
     with pytest.raises(EnvironmentDamaged, match="identity"):
         identity.begin(environment, "c1", "n1")

@@ -45,14 +45,23 @@ def test_the_file_may_be_named_by_a_variable(tmp_path: Path) -> None:
 def test_members_are_text_or_a_table(tmp_path: Path) -> None:
     file = written(tmp_path, '[members]\nn1 = "a:1"\nn2 = "b:2"\nn3 = "c:3"')
     given = {"n1": "a:1", "n2": "b:2", "n3": "c:3"}
-    assert load(NEEDED, {}, file).voters == given
-    assert load(NEEDED | {"members": THREE}, {}).voters == given
+    assert load(NEEDED, {}, file).first_members == given
+    assert load(NEEDED | {"members": THREE}, {}).first_members == given
     assert load(NEEDED | {"members": THREE}, {}).public_peer_address == "a:1"
+
+
+def test_a_switch_is_true_or_false_wherever_it_stands(tmp_path: Path) -> None:
+    given = NEEDED | {"members": "n2=b:2"}
+    assert load(given | {"join": "true"}, {}).join
+    assert load(given, {"RAFTQ_JOIN": "1"}).join
+    file = written(tmp_path, "join = true")
+    assert load(given, {}, file).join
+    assert not load(NEEDED, {"RAFTQ_JOIN": "false"}, file).join
 
 
 def test_a_node_without_members_is_its_own_cluster() -> None:
     config = load(NEEDED | {"peer_address": "host:9"}, {})
-    assert config.voters == {"n1": "host:9"}
+    assert config.first_members == {"n1": "host:9"}
     assert config.public_url == "http://127.0.0.1:7701"
 
 
@@ -85,6 +94,7 @@ def test_bytes_have_units(text: str, count: int) -> None:
         ("wait_seconds_max", "nan"),
         ("wait_seconds_max", "3601"),
         ("log_level", "loud"),
+        ("join", "yes"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_place_and_the_value(name: str, value: str) -> None:
@@ -104,6 +114,7 @@ def test_a_wrong_value_is_refused_with_the_place_and_the_value(name: str, value:
         ("disk_reserve_bytes = true", "expected bytes"),
         ("node_id = 1", "expected name"),
         ("data = 1", "expected folder"),
+        ("join = 1", "expected true or false"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -130,6 +141,8 @@ def test_what_is_required_is_asked_for(name: str) -> None:
     ("given", "words"),
     [
         ({"members": "n2=a:1"}, "add n1=host:port"),
+        ({"join": "true"}, "members must name at least one node"),
+        ({"join": "true", "members": "n1=a:1"}, "members must name at least one node"),
         ({"members": THREE, "peer_address": "z:1"}, "make them equal"),
         ({"members": "n1=0.0.0.0:1,n2=b:2"}, "cannot dial"),
         ({"peer_listen": "[::]:8701"}, "cannot dial"),

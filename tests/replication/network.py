@@ -2,7 +2,8 @@
 
 What a node of the real cycle does is done here step by step: messages are stepped, the outbox leaves at once, the
 journal is committed, and only then what was held leaves and the node counts itself. Each commit may be made to wait,
-and a node may crash before or after it.
+and a node may crash before or after it. Nodes may be added, and the members changed to whatever a test wants; a snapshot
+is a place in the log and the configuration there, which a test installs when it likes.
 """
 
 from __future__ import annotations
@@ -11,22 +12,39 @@ import random
 import shutil
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from raftq.replication import membership
-from raftq.replication.engine import NO_OP, SyncObj
+from raftq.replication.engine import CONFIGURATION, NO_OP, SyncObj
 from raftq.replication.journal import Journal
-from raftq.replication.progress import Timing
+from raftq.replication.membership import Configuration
+from raftq.replication.progress import Flow, Timing
 from raftq.storage.environment import Environment, WriteBatch, u64
 from raftq.storage.writer import Writer
 
 Message = dict[str, Any]
 
 
+#: Of the configuration at the applied index, in meta.
+MEMBERSHIP = "membership"
+
+
+class Snapshot(NamedTuple):
+    index: int
+    term: int
+    base: tuple[int, Configuration]
+
+
 class Member:
-    def __init__(self, name: str, names: list[str], folder: Path, clock: Any, dice: Any) -> None:
+    """`names`: of the nodes that the cluster begins with; none for one that waits to be added."""
+
+    def __init__(
+        self, name: str, names: list[str], folder: Path, clock: Any, dice: Any, flow: Flow | None = None
+    ) -> None:
         self.name, self.names, self.folder = name, names, folder
-        self._clock, self._dice = clock, dice
+        self._clock, self._dice, self._flow = clock, dice, flow
         self.applied: list[tuple[int, bytes]] = []
         self.up = False
         self.start()
@@ -37,14 +55,20 @@ class Member:
         self.journal = Journal(self.environment)
         self.engine = SyncObj(
             self.name,
-            (0, membership.bootstrap(dict.fromkeys(self.names, ""))),
+            self.base(),
             self.journal,
             applied=self.journal.getRaftCommitIndex(),
             clock=self._clock,
             dice=self._dice,
             timing=Timing(),
+            flow=self._flow,
         )
         self.up = True
+
+    def base(self) -> tuple[int, Configuration]:
+        """The configuration at the durable applied index."""
+        stored = self.environment.meta(MEMBERSHIP)
+        return membership.base_of(stored) if stored else (0, membership.bootstrap(dict.fromkeys(self.names, "")))
 
     def crash(self) -> None:
         self.writer.close()
@@ -56,6 +80,8 @@ class Member:
         batch = WriteBatch()
         self.journal.collect(batch)
         batch.meta["applied"] = u64(self.engine.applied_index)
+        if self.engine.memberships.dirty:
+            batch.meta[MEMBERSHIP] = self.engine.memberships.encode()
         failures: SimpleQueue[BaseException | None] = SimpleQueue()
         self.writer.commit(batch, failures.put)
         assert failures.get() is None
@@ -66,21 +92,41 @@ class Member:
         engine = self.engine
         while engine.applied_index < engine.commit_index:
             command, index, _ = self.journal.entries(engine.applied_index + 1, 0, 1)[0]
-            if command != NO_OP:
+            if command[:1] not in (NO_OP, CONFIGURATION):
                 self.applied = [item for item in self.applied if item[0] < index] + [(index, command)]
             engine.applied(index)
 
+    def snapshot(self) -> Snapshot:
+        """Of what is applied durably."""
+        index = self.environment.applied()
+        term = self.journal.term_at(index)
+        assert term is not None
+        return Snapshot(index, term, self.base())
+
+    def install(self, snapshot: Snapshot) -> bool:
+        """As the cycle does, between two commits; False when it is needless."""
+        index, term, base = snapshot
+        if index <= self.engine.commit_index or self.journal.term_at(index) == term:
+            return False
+        assert not self.journal.dirty
+        self.writer.close()
+        named = {"applied": u64(index), MEMBERSHIP: msgspec.msgpack.encode(base)}
+        Environment(self.environment.incoming, map_bytes=1 << 28).close()
+        self.environment.install(self.environment.incoming, self.environment.metas() | named, (index, term))
+        self.writer, self.journal = Writer(self.environment), Journal(self.environment)
+        self.engine.installed(self.journal, index, base)
+        return True
+
 
 class Network:
-    """`seed` decides timeouts and, in `shake`, everything else."""
+    """`seed` decides timeouts and, in tests of random faults, everything else."""
 
-    def __init__(self, folder: Path, size: int = 3, seed: int = 1) -> None:
+    def __init__(self, folder: Path, size: int = 3, seed: int = 1, flow: Flow | None = None) -> None:
         self.random = random.Random(seed)
         self.now = 100.0
+        self.folder, self._flow = folder, flow
         self.names = [f"n{number}" for number in range(1, size + 1)]
-        self.members = {
-            name: Member(name, self.names, folder / name, lambda: self.now, self.random.random) for name in self.names
-        }
+        self.members = {name: self._member(name, list(self.names)) for name in self.names}
         self.wire: list[tuple[str, str, Message]] = []
         self.cut: set[tuple[str, str]] = set()
         self.linked: set[tuple[str, str]] = set()
@@ -94,8 +140,24 @@ class Network:
             for target in self.names:
                 self.link(source, target)
 
+    def _member(self, name: str, names: list[str]) -> Member:
+        return Member(name, names, self.folder / name, lambda: self.now, self.random.random, self._flow)
+
     def __getitem__(self, name: str) -> Member:
         return self.members[name]
+
+    def add(self, name: str) -> None:
+        """An empty node that waits to be added to the members. It is connected with all."""
+        self.members[name] = self._member(name, [])
+        self.names.append(name)
+        for other in self.names:
+            self.link(other, name)
+            self.link(name, other)
+
+    def change(self, name: str, configuration: Configuration) -> int:
+        index = self[name].engine.change(configuration)
+        self[name].engine.broadcast()
+        return index
 
     def close(self) -> None:
         for member in self.members.values():

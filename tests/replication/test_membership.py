@@ -255,3 +255,17 @@ async def test_a_follower_that_was_away_follows_a_leader_that_it_does_not_know(t
         await cluster.start(sleeper)
         await until(lambda: voters(cluster.running[sleeper]) == sorted([sleeper, "n4", "n5"]))
         await (await cluster.leader()).propose(enqueue(b"1"))
+
+
+async def test_a_voter_that_has_just_died_is_not_counted_on(tmp_path: Path) -> None:
+    """It has echoed a round within the time of check-quorum, and its connection is closed: without it the two that
+    would remain could not even commit the removal."""
+    async with shards(tmp_path) as cluster:
+        leader = await cluster.leader()
+        await until(lambda: all(member.uuid for member in leader._engine.configuration.members.values()))
+        dead, other = (name for name in ALL if name != leader.config.node_id)
+        await cluster.kill(dead)
+        await until(lambda: not leader._peers.reachable(dead))
+        with pytest.raises(ChangeRefused, match=f"bring back {dead} first"):
+            await leader.remove(other)
+        await leader.propose(enqueue(b"1"))

@@ -69,6 +69,7 @@ class Pair:
         self.leader, self.follower = Environment(folder / "n1"), Environment(folder / "n2")
         fill(self.leader)
         self.lacking = ["n2"]
+        self.log_first = 0
         self.place = (0, 0)
         self.commit_index = 1
         self.failures: list[BaseException] = []
@@ -121,7 +122,7 @@ class Pair:
 
     async def step(self, seconds: float = 0.01) -> None:
         self.now += seconds
-        self.sender.tick(self.now, self.lacking)
+        self.sender.tick(self.now, self.lacking, self.log_first)
         self.receiver.tick(self.now)
         arrived = [item for item in self.flying if item[0] <= self.now]
         self.flying = [item for item in self.flying if item[0] > self.now]
@@ -490,6 +491,15 @@ async def test_a_snapshot_that_nobody_pulls_is_forgotten(pair: Pair) -> None:
     await pair.step(2)
     assert pair.sender.pinned_index is None
     assert names(pair.leader) == PLAIN | {"snapshots"}
+
+
+async def test_a_snapshot_that_the_log_does_not_go_on_from_is_made_anew(pair: Pair) -> None:
+    """A leader that followed for a while was told to cut its log, and offered the same snapshot for ever after."""
+    pair.losses = 1.0
+    await pair.until(lambda: pair.kinds("snapshot_offer"))
+    fill(pair.leader, items=450, applied=(530, 4))
+    pair.log_first = PLACE[0] + 1
+    await pair.until(lambda: pair.kinds("snapshot_offer")[-1]["index"] == 530, 5)
 
 
 async def test_one_that_is_new_is_made_after_it(pair: Pair) -> None:
