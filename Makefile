@@ -1,7 +1,7 @@
 # What a developer does, by name. `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format types contracts bench failover steady filecopy power rolling simulate ci-cluster docs clean
+.PHONY: help setup run test lint format types contracts bench failover steady catchup filecopy power rolling simulate ci-cluster docs clean
 
 DATA ?= data
 MINUTES ?= 10
@@ -50,6 +50,9 @@ failover: setup ## Measure how long a killed leader costs
 
 steady: setup ## Full load for MINUTES=10: no election without a fault
 	.venv/bin/python -m raftq.bench steady --data $(DATA) --minutes $(MINUTES)
+
+catchup: setup ## Measure how a follower that lacks MESSAGES=1000000, and an empty node, catch up under load
+	.venv/bin/python -m raftq.bench catchup --data $(DATA) $(if $(MESSAGES),--messages $(MESSAGES))
 
 filecopy: setup ## A file of LINES=100000 through a cluster whose leader is killed every 5 seconds
 	.venv/bin/python -m tests.cluster.filecopy $(if $(LINES),--lines $(LINES))

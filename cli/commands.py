@@ -28,9 +28,13 @@ COMMANDS = {
     "ack": Entry("raftq.cli.messages", "Ack leased messages: they are done."),
     "nack": Entry("raftq.cli.messages", "Hand leased messages back, counting a failure."),
     "stats": Entry("raftq.cli.cluster", "Show the counts of one queue, or of all."),
-    "cluster": Entry("raftq.cli.cluster", "Show the nodes, and which one leads."),
+    "cluster": Entry("raftq.cli.cluster", "Show the nodes, and which one leads; or change them."),
+    "backup": Entry("raftq.cli.backup", "Save a backup of the cluster, while it works."),
+    "restore": Entry("raftq.cli.backup", "Make a new cluster from a backup."),
+    "recover": Entry("raftq.cli.recover", "Make a cluster of one node that is left, when a majority is lost for ever."),
     "write": Entry("raftq.cli.files", "Write a file into a queue, a message a line."),
     "read": Entry("raftq.cli.files", "Read a queue into a file, a line a message."),
+    "simulate": Entry("raftq.cli.simulate", "Simulate a cluster under faults, and judge it."),
 }
 
 

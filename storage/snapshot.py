@@ -40,7 +40,7 @@ FORMAT_VERSION: Final = 1
 PART = ".part"
 
 #: Bytes that `write` leaves to the system's cache, and `load` to one transaction.
-_SYNC_BYTES = 16 * 1024 * 1024
+_SYNC_BYTES = 2 * 1024 * 1024
 
 _MAGIC = b"RAFTQSNP"
 #: Magic and version of the form, and their checksum: the same in every version.

@@ -1,0 +1,100 @@
+"""What a majority decided, as one can only see who sees all nodes at once: who leads, and what is committed.
+
+A leader has the votes of a majority of its voters, as these told it. It believes of a member only what that member has
+on its disk. What it commits is on the disks of a majority. A vote or an acknowledgement once given binds, so all of
+this holds exactly at every step of a leader; and each tells of a mistake long before the accident that it takes to
+make something of it.
+
+The voters of a leader may change in the step that is looked at: those before it will do as well.
+"""
+
+from __future__ import annotations
+
+from raftq.chaos.simulation.checkers.raft import Raft
+from raftq.chaos.simulation.history import NodeView, Violation
+
+
+class _Disk:
+    """What is on the disk of a node, up or down; in which term it was last, and whom it would ask."""
+
+    def __init__(self, view: NodeView) -> None:
+        self.folder, self.first, self.durable = view.disk, view.first_index, view.durable_index
+        self.term, self.voters = view.term, view.voters()
+
+
+class Majorities:
+    def __init__(self, raft: Raft) -> None:
+        self._raft = raft
+        self._disks: dict[str, _Disk] = {}
+        #: Nodes whose folder was wiped or exchanged, and has not answered a leader yet: what is believed of them was
+        #: true of the folder before.
+        self._void: set[str] = set()
+        #: (term, candidate) -> who told it that it has its vote.
+        self._votes: dict[tuple[int, str], set[str]] = {}
+        #: Who leads a term, and up to where its commits were looked at.
+        self._leading: dict[str, tuple[int, int]] = {}
+
+    def started(self, view: NodeView) -> None:
+        before = self._disks.get(view.id)
+        if before is not None and before.folder != view.disk:
+            self._void.add(view.id)
+        self._disks[view.id] = _Disk(view)
+        self._leading.pop(view.id, None)
+
+    def stepped(self, view: NodeView) -> None:
+        before, now = self._disks[view.id].voters, _Disk(view)
+        self._disks[view.id] = now
+        if view.role != "leader":
+            self._leading.pop(view.id, None)
+            return
+        term, commit = view.term, view.commit_index
+        led, looked = self._leading.get(view.id, (0, 0))
+        if led != term:
+            elected_by = self._votes.get((term, view.id), set()) | {view.id}
+            self._check("elected by a majority", elected_by, now.voters, before, f"{view.id} leads term {term}")
+        elif commit > looked:
+            entry = view.term_at(commit)
+            held_by = {node for node in {*now.voters, *before} if self._holds(node, commit, entry)}
+            what = f"{view.id}, leader of term {term}, committed entry {commit} of term {entry}"
+            self._check("committed on a majority", held_by, now.voters, before, what)
+        self._leading[view.id] = (term, commit)
+        self._check_beliefs(view, now.voters)
+
+    def _check_beliefs(self, view: NodeView, voters: tuple[str, ...]) -> None:
+        """What a member told in this term it has, unless it has gone on to a later one."""
+        term = view.term
+        for node in voters:
+            match, disk = view.match(node), self._disks.get(node)
+            if node == view.id or node in self._void or match < view.first_index:
+                continue
+            if disk is not None and disk.term > term:
+                continue
+            if disk is None or disk.term < term or not self._holds(node, match, view.term_at(match)):
+                what = f"{view.id}, leader of term {term}, believes that {node} has its log up to {match}"
+                state = "was never met" if disk is None else f"is in term {disk.term}, with a log up to {disk.durable}"
+                raise Violation("a leader's beliefs", f"{what}, but that {state}")
+
+    def sent(self, node: str, target: str, message: dict[str, object]) -> None:
+        kind = message["type"]
+        if kind == "append_answer":  # it may crash before its step ends
+            self._disks[node] = _Disk(self._raft.view(node))
+            self._void.discard(node)
+        elif kind == "vote":
+            self._vote(message["term"], node, node)
+        elif kind == "vote_answer" and message.get("granted"):
+            self._vote(message["asked"], target, node)
+
+    def _vote(self, term: object, candidate: str, voter: str) -> None:
+        assert isinstance(term, int)
+        self._votes.setdefault((term, candidate), set()).add(voter)
+
+    def _holds(self, node: str, index: int, term: int | None) -> bool:
+        disk = self._disks.get(node)
+        if disk is None:
+            return False
+        return index <= disk.first or (index <= disk.durable and self._raft.terms(node).get(index) == term)
+
+    @staticmethod
+    def _check(invariant: str, found: set[str], voters: tuple[str, ...], before: tuple[str, ...], what: str) -> None:
+        if not any(2 * len(found.intersection(each)) > len(each) for each in (voters, before)):
+            raise Violation(invariant, f"{what}, by {sorted(found)} of {sorted(voters)}")

@@ -1,0 +1,219 @@
+"""The fault schedule: what goes wrong in a run, and when, as plain values made from the seed before the run begins.
+
+Any of them can be left out (`minimise`), so each brings its own end: a crash its restart, a cut its mending, a wiped
+folder its replacement. A node is named, or chosen when its time has come (`leader`, `follower`).
+
+Crashes, pauses and cuts may hit any number of nodes at once: Raft promises safety then, and progress when they end.
+What destroys data is kept within what Raft promises. A node that forgot its vote or entries that it acknowledged has
+failed for good, and only a minority may ever have: while such a node is not replaced, one more lost would be too many
+for what was committed with its help. So a wiped or an old folder comes alone, in a quiet period that begins and ends
+with all others up and connected, long enough before that each peer has met the node and has seen what it acknowledged
+(`roster`), and long enough after that it is fenced, replaced and caught up before anything else happens.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any, Final
+
+import msgspec
+
+#: Simulated seconds before the first fault and after the last.
+CALM_SECONDS: Final = 1.5
+QUIET_SECONDS: Final = 9.0
+#: Into a quiet period until the folder is touched.
+SETTLE_SECONDS: Final = 3.0
+FAULTS_MIN: Final = 20
+
+
+class Fault(msgspec.Struct, frozen=True):
+    at: float
+    kind: str
+    arguments: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name}={value}" for name, value in self.arguments.items())
+        return f"{self.at:7.3f} {self.kind}({told})"
+
+
+def schedule(dice: Random, names: list[str], seconds: float) -> list[Fault]:
+    """At least FAULTS_MIN a minute, in the order of time; none begins or lasts into a quiet period but its own."""
+    made: list[Fault] = []
+    draw = _Draw(dice, names)
+    quiet = _quiet_periods(dice, seconds)
+    for begin, end in _busy_periods(quiet, seconds):
+        count = max(2, int((end - begin) * (0.45 + 0.35 * dice.random())))
+        made += [draw.fault(begin + (end - begin) * dice.random(), end) for _ in range(count)]
+    made += [draw.disaster(begin) for begin, _ in quiet]
+    while len(made) < FAULTS_MIN:
+        begin, end = dice.choice(_busy_periods(quiet, seconds))
+        made.append(draw.fault(begin + (end - begin) * dice.random(), end))
+    return sorted(made, key=lambda fault: fault.at)
+
+
+def storm(dice: Random, names: list[str], seconds: float, weights: dict[str, float]) -> list[Fault]:
+    """Of the kinds in `weights`, none of which loses data, and so without a rest; up to the end and beyond."""
+    draw = _Draw(dice, names, weights)
+    made = [draw.fault(CALM_SECONDS + seconds * dice.random(), 2 * seconds) for _ in range(int(seconds))]
+    return sorted(made, key=lambda fault: fault.at)
+
+
+def _quiet_periods(dice: Random, seconds: float) -> list[tuple[float, float]]:
+    """None to two of them."""
+    begins = [seconds * (0.2 + 0.2 * dice.random()), seconds * (0.6 + 0.2 * dice.random())]
+    fitting = [(begin, begin + QUIET_SECONDS) for begin in begins if begin + QUIET_SECONDS < seconds - CALM_SECONDS]
+    return [period for period in fitting if dice.random() < 0.75]
+
+
+def _busy_periods(quiet: list[tuple[float, float]], seconds: float) -> list[tuple[float, float]]:
+    edges = [CALM_SECONDS, *(edge for period in quiet for edge in period), seconds - CALM_SECONDS]
+    return [(begin, end) for begin, end in zip(edges[::2], edges[1::2], strict=True) if end - begin > 1.0]
+
+
+class _Draw:
+    """Draws faults of the kinds that this seed leans to, each with a weight of its own."""
+
+    def __init__(self, dice: Random, names: list[str], weights: dict[str, float] | None = None) -> None:
+        self._dice, self._names = dice, names
+        self._weights = {kind: weight * (0.2 + dice.random() * 2) for kind, weight in (weights or _WEIGHTS).items()}
+
+    def fault(self, at: float, end: float) -> Fault:
+        dice = self._dice
+        kind = dice.choices(list(self._weights), list(self._weights.values()))[0]
+        lasts = round(min(0.05 + dice.random() ** 2 * 6, max(end - at, 0.05)), 3)
+        return Fault(round(at, 3), kind, getattr(self, f"_{kind}")(lasts))
+
+    def disaster(self, at: float) -> Fault:
+        """Data is lost: the one fault of a quiet period."""
+        kind = self._dice.choice(["wipe", "old_copy", "exchange"])
+        age = {"age": round(SETTLE_SECONDS * self._dice.random(), 3)} if kind == "old_copy" else {}
+        return Fault(round(at, 3), kind, {"node": self._one(), **age})
+
+    def _one(self) -> str:
+        """Often the leader, whose faults matter most."""
+        return self._dice.choice(["leader", "leader", "follower", *self._names])
+
+    def _some(self, least: int = 1) -> list[str]:
+        return sorted(self._dice.sample(self._names, self._dice.randint(least, len(self._names))))
+
+    def _down(self) -> float:
+        return round(0.02 + self._dice.random() ** 3 * 4, 3)
+
+    # Kinds: the arguments of each
+
+    def _crash(self, lasts: float) -> dict[str, Any]:
+        return {"node": self._one(), "down": lasts, "power": self._dice.random() < 0.3}
+
+    def _crash_at(self, lasts: float) -> dict[str, Any]:
+        points = ["begin", "filled", "filled", "durable", "durable", "send", "install"]
+        point = self._dice.choice(points)
+        return {"node": self._one(), "point": point, "count": self._dice.randint(1, 6), "down": min(lasts, 2.0)}
+
+    def _crash_many(self, lasts: float) -> dict[str, Any]:
+        return {"nodes": self._some(), "down": lasts, "apart": round(self._dice.random() ** 3, 3)}
+
+    def _restart(self, lasts: float) -> dict[str, Any]:
+        return {"node": self._one(), "down": min(lasts, 1.0)}
+
+    def _pause(self, lasts: float) -> dict[str, Any]:
+        return {"node": self._one(), "lasts": lasts}
+
+    def _cut(self, lasts: float) -> dict[str, Any]:
+        """One way."""
+        return {"source": self._one(), "target": self._dice.choice(self._names), "lasts": lasts, "keep": self._coin()}
+
+    def _isolate(self, lasts: float) -> dict[str, Any]:
+        way = self._dice.choice(["in", "out", "both"])
+        return {"node": self._one(), "lasts": lasts, "keep": self._coin(), "way": way}
+
+    def _partition(self, lasts: float) -> dict[str, Any]:
+        return {"side": self._some()[: (len(self._names) + 1) // 2], "lasts": lasts, "keep": self._coin()}
+
+    def _reset(self, _lasts: float) -> dict[str, Any]:
+        return {"node": self._one(), "other": self._dice.choice(self._names)}
+
+    def _slow_link(self, lasts: float) -> dict[str, Any]:
+        factor = round(10 ** (1 + 1.6 * self._dice.random()), 1)
+        return {"source": self._one(), "target": self._dice.choice(self._names), "lasts": lasts, "factor": factor}
+
+    def _lossy(self, lasts: float) -> dict[str, Any]:
+        most = {"lost": 0.15, "repeated": 0.6, "overtaken": 0.4}
+        chances = {name: round(chance * self._dice.random() ** 2, 4) for name, chance in most.items()}
+        return {"lasts": lasts, **chances}
+
+    def _slow_disk(self, lasts: float) -> dict[str, Any]:
+        return {"node": self._one(), "lasts": lasts, "factor": round(10 ** (0.5 + 1.5 * self._dice.random()), 1)}
+
+    def _hang_disk(self, lasts: float) -> dict[str, Any]:
+        return {"node": self._one(), "seconds": min(lasts, 4.0)}
+
+    def _fail_disk(self, lasts: float) -> dict[str, Any]:
+        return {"node": self._one(), "failure": self._dice.choice(["lost", "written"]), "down": lasts}
+
+    def _full_disk(self, lasts: float) -> dict[str, Any]:
+        """Below its reserve."""
+        return {"node": self._one(), "lasts": lasts}
+
+    def _step_clock(self, lasts: float) -> dict[str, Any]:
+        seconds = (1 if self._coin() else -1) * 10 ** (3 * self._dice.random() - 1.5)
+        return {"node": self._one(), "seconds": round(seconds, 3), "lasts": lasts}
+
+    def _drift_clock(self, lasts: float) -> dict[str, Any]:
+        return {"node": self._one(), "rate": round(1 + 0.2 * (self._dice.random() - 0.5), 4), "lasts": lasts}
+
+    def _transfer(self, _lasts: float) -> dict[str, Any]:
+        targets = [self._dice.choice([None, *self._names]) for _ in range(self._dice.choice([1, 1, 2, 4]))]
+        return {"targets": targets, "apart": round(0.05 + self._dice.random(), 3)}
+
+    def _grow(self, _lasts: float) -> dict[str, Any]:
+        return {}
+
+    def _shrink(self, _lasts: float) -> dict[str, Any]:
+        return {"node": self._one()}
+
+    def _swap(self, _lasts: float) -> dict[str, Any]:
+        return {"node": self._one()}
+
+    def _backup(self, _lasts: float) -> dict[str, Any]:
+        return {"node": self._one()}
+
+    def _inspect(self, _lasts: float) -> dict[str, Any]:
+        return {"node": self._one()}
+
+    def _upgrade(self, _lasts: float) -> dict[str, Any]:
+        return {"apart": round(0.3 + 2 * self._dice.random(), 3)}
+
+    def _digest(self, _lasts: float) -> dict[str, Any]:
+        return {}
+
+    def _coin(self) -> bool:
+        return self._dice.random() < 0.5
+
+
+_WEIGHTS: Final = {
+    "crash": 3.0,
+    "crash_at": 4.0,
+    "crash_many": 1.0,
+    "restart": 1.0,
+    "pause": 2.0,
+    "cut": 2.5,
+    "isolate": 2.5,
+    "partition": 1.5,
+    "reset": 1.5,
+    "slow_link": 1.5,
+    "lossy": 2.0,
+    "slow_disk": 1.0,
+    "hang_disk": 1.0,
+    "fail_disk": 0.7,
+    "full_disk": 0.5,
+    "step_clock": 0.7,
+    "drift_clock": 0.7,
+    "transfer": 1.5,
+    "grow": 1.0,
+    "shrink": 1.0,
+    "swap": 1.0,
+    "upgrade": 0.7,
+    "backup": 0.3,
+    "inspect": 0.3,
+    "digest": 0.5,
+}

@@ -1,0 +1,370 @@
+"""Ways to break the engine, each of which the simulator must notice: the proof that its checkers bite.
+
+A mutation replaces pieces of source that occur exactly once (a test holds that for all of them, so that none can rot in
+silence) before the modules are imported (`rewriting`). What is broken is a rule that safety or progress rests on, not
+something that costs speed alone. `teeth` runs them all.
+
+Imports nothing of the cluster: a process decides here which source it runs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final, NamedTuple
+
+
+class Edit(NamedTuple):
+    """In a module of `raftq.replication`."""
+
+    module: str
+    old: str
+    new: str
+
+
+class Mutation(NamedTuple):
+    name: str
+    #: What is broken, in one line.
+    breaks: str
+    edits: tuple[Edit, ...]
+    #: A seed that was seen to find it. A search begins anew where it does not any more.
+    seed: int = 0
+    #: Members at the beginning, where it takes so many. None: by the seed.
+    nodes: int | None = None
+
+
+def transformers(name: str) -> dict[str, Callable[[str], str]]:
+    """Of a mutation's name: module -> what its source becomes. Raises ValueError where the source has changed."""
+    found: dict[str, Callable[[str], str]] = {}
+    edits = MUTATIONS[name].edits
+    for module in {edit.module for edit in edits}:
+        found[f"raftq.replication.{module}"] = partial(_replaced, [edit for edit in edits if edit.module == module])
+    return found
+
+
+def _replaced(edits: list[Edit], source: str) -> str:
+    for edit in edits:
+        if source.count(edit.old) != 1:
+            raise ValueError(f"{edit.module} holds {source.count(edit.old)} times, not once: {edit.old!r}")
+        source = source.replace(edit.old, edit.new)
+    return source
+
+
+def _engine(old: str, new: str) -> Edit:
+    return Edit("engine", old, new)
+
+
+def _cycle(old: str, new: str) -> Edit:
+    return Edit("cycle", old, new)
+
+
+def _journal(old: str, new: str) -> Edit:
+    return Edit("journal", old, new)
+
+
+_ALL: Final = (
+    # What is durable
+    Mutation(
+        "skip-the-commit",
+        "Answers and votes leave before what they promise is on disk.",
+        (
+            _cycle(
+                "            if self._must_commit():\n",
+                "            self._send(self._engine.held)\n            if self._must_commit():\n",
+            ),
+        ),
+    ),
+    Mutation(
+        "count-self-early",
+        "A leader counts itself for entries that are not on its disk.",
+        (_engine("            return self.journal.durable_index\n", "            return self.journal.last_index\n"),),
+    ),
+    Mutation(
+        "forget-the-vote",
+        "A node that starts again does not know whom it voted for.",
+        (_engine("self.__votedForNodeId = journal.getVotedForNodeId() if", "self.__votedForNodeId = None if"),),
+    ),
+    Mutation(
+        "forget-the-term",
+        "A term without a vote in it is not written.",
+        (
+            _journal(
+                "            self._ballot_pending = True\n",
+                "            self._ballot_pending = votedForNodeId is not None\n",
+            ),
+        ),
+    ),
+    Mutation(
+        "apply-twice-after-a-restart",
+        "The applied index on disk is one behind the tables.",
+        (_cycle("_U64.pack(self._applied_next)", "_U64.pack(self._applied_next - 1)"),),
+    ),
+    Mutation(
+        "applied-index-without-its-tables",
+        "The applied index is written, the tables that go with it are not.",
+        (_cycle("        batch.tables = self._overlay.take()\n", "        self._overlay.take()\n"),),
+    ),
+    Mutation(
+        "truncation-stays-in-memory",
+        "What is cut off the log stays on disk, behind what comes in its place.",
+        (
+            _journal(
+                "batch.truncate_from, self._truncate_from = self._truncate_from, None",
+                "batch.truncate_from = self._truncate_from = None",
+            ),
+        ),
+    ),
+    Mutation(
+        "durable-index-not-lowered",
+        "After a truncation the log counts as durable up to where it was before.",
+        (_journal("            self.durable_index = index - 1\n", ""),),
+    ),
+    # The log
+    Mutation(
+        "truncate-always",
+        "A follower cuts its log behind every append, whether anything conflicts or not.",
+        (
+            _engine(
+                "if index <= self.__raftCommitIndex or journal.term_at(index) == term:",
+                "if index <= self.__raftCommitIndex:",
+            ),
+        ),
+    ),
+    Mutation(
+        "skip-log-matching",
+        "An append is taken in if there is an entry before it, whatever its term.",
+        (
+            _engine(
+                "        return bool(self.journal.term_at(index) == term)\n",
+                "        return self.journal.term_at(index) is not None\n",
+            ),
+        ),
+    ),
+    Mutation(
+        "commit-beyond-what-was-verified",
+        "A follower commits to the end of its log, not of what the leader's append verified.",
+        (
+            _engine(
+                'commit = min(message["commit"], verified)', 'commit = min(message["commit"], self.journal.last_index)'
+            ),
+        ),
+    ),
+    Mutation(
+        "match-what-was-not-verified",
+        "A follower answers an append with the end of its log.",
+        (_engine("ok=True, match=verified, hint=0)", "ok=True, match=self.journal.last_index, hint=0)"),),
+    ),
+    Mutation(
+        "ignore-the-term-in-an-answer",
+        "An answer of an old term raises the match index in a new one.",
+        (
+            _engine(
+                'message["term"] != self.__raftCurrentTerm or node not in self._progress', "node not in self._progress"
+            ),
+        ),
+    ),
+    Mutation(
+        "commit-an-older-term-by-counting",
+        "A leader commits an entry of an earlier term as soon as a majority has it.",
+        (
+            _engine(
+                "if index > self.__raftCommitIndex and self.journal.term_at(index) == self.__raftCurrentTerm:",
+                "if index > self.__raftCommitIndex:",
+            ),
+        ),
+    ),
+    Mutation(
+        "commit-without-a-majority",
+        "One node is enough to commit.",
+        (_engine("        index = matches[self.majority() - 1]\n", "        index = matches[0]\n"),),
+    ),
+    Mutation(
+        "tell-more-than-is-committed",
+        "A leader tells followers that all of its log is committed.",
+        (_engine('            "commit": self.__raftCommitIndex,\n', '            "commit": journal.last_index,\n'),),
+    ),
+    Mutation(
+        "never-go-back",
+        "A leader does not go back to where a follower's log agrees with its own.",
+        (_engine('        wanted = min(refused, message["hint"] + 1)\n', "        wanted = refused + 1\n"),),
+    ),
+    # Elections
+    Mutation(
+        "votes-per-message",
+        "Two copies of one vote count as two.",
+        (
+            _engine(
+                "        self._votes.add(node)\n",
+                '        self._votes.add(node if node == self.id else f"{node} {len(self._votes)}")\n',
+            ),
+        ),
+        nodes=5,
+    ),
+    Mutation(
+        "vote-for-a-shorter-log",
+        "A node votes for whoever asks, whatever its log lacks.",
+        (
+            _engine(
+                '        return (message["last_term"], message["last_index"]) >= mine\n', "        return bool(mine)\n"
+            ),
+        ),
+    ),
+    Mutation(
+        "vote-twice-in-a-term",
+        "A node votes for every candidate of a term.",
+        (_engine("            and self.__votedForNodeId in (None, node)\n", ""),),
+    ),
+    Mutation(
+        "vote-in-a-term-that-is-over",
+        "A node votes in a term earlier than its own.",
+        (
+            _engine(
+                "            term == self.__raftCurrentTerm\n            and self.__votedForNodeId",
+                "            term <= self.__raftCurrentTerm\n            and self.__votedForNodeId",
+            ),
+        ),
+    ),
+    Mutation(
+        "lead-on-in-a-higher-term",
+        "A leader that hears of a higher term leads on, in its own.",
+        (
+            _engine(
+                "        if term > self.__raftCurrentTerm and not asks_for_votes:\n",
+                "        if term > self.__raftCurrentTerm and not asks_for_votes and not self.is_leader:\n",
+            ),
+        ),
+    ),
+    Mutation(
+        "lose-what-is-held",
+        "Answers and votes that waited for a commit never leave.",
+        (
+            _cycle(
+                "            self._engine.durable()\n            self._send(self._engine.held)\n",
+                "            self._engine.durable()\n            self._engine.held.clear()\n",
+            ),
+        ),
+    ),
+    # Reads
+    Mutation(
+        "read-without-a-round",
+        "A leader answers reads without asking whether it still leads.",
+        (_cycle("self._reads.begin(engine.commit_index, engine.round)", "self._reads.begin(engine.commit_index, 0)"),),
+    ),
+    Mutation(
+        "count-stale-rounds",
+        "Any answer confirms the newest round, whichever round it echoes.",
+        (
+            _engine(
+                "            progress.round, progress.confirmed = number, max(progress.confirmed, sent)",
+                "            progress.round, progress.confirmed = self._round, self.clock()",
+            ),
+        ),
+    ),
+    Mutation(
+        "read-before-the-own-term",
+        "A new leader answers reads before it knows what is committed.",
+        (
+            _cycle(
+                "if self._reads.waiting and engine.own_term_committed:", "if self._reads.waiting and engine.is_leader:"
+            ),
+        ),
+    ),
+    Mutation(
+        "read-before-applied",
+        "A read is answered from tables that are behind the commit index.",
+        (Edit("pending", " and self.begun[0][0] <= applied_index:", ":"),),
+    ),
+    # What clients are told
+    Mutation(
+        "refuse-what-may-be-committed",
+        "A deposed leader says of what is in its log that it certainly was not applied.",
+        (
+            Edit(
+                "pending",
+                '        _end(waiters, lambda: OutcomeUnknown("leadership was lost before a majority confirmed"))\n',
+                "        _end(waiters, lambda: NotLeader(None))\n",
+            ),
+        ),
+    ),
+    # Time
+    Mutation(
+        "wall-time-goes-back",
+        "The wall time of entries follows the median also when that goes back.",
+        (Edit("clock", "max(self._last.wall_ms, wall_ms))", "wall_ms)"),),
+    ),
+    Mutation(
+        "lease-time-begins-anew",
+        "A new leader goes on from the last applied entry's clocks, not from the last one's in its log.",
+        (
+            _cycle(
+                "self._clock.lead(self._last_clocks(), engine.majority())",
+                "self._clock.lead(self._clocks, engine.majority())",
+            ),
+            Edit("clock", "Clocks(max(last.lease_ms, self._told_lease_ms), last.wall_ms)", "last"),
+        ),
+    ),
+    # Members
+    Mutation(
+        "learners-count-as-voters",
+        "A leader counts a learner's copy towards the majority.",
+        (
+            _engine(
+                "matches = sorted((self.match_index(voter) or 0 for voter in self.voters), reverse=True)",
+                "matches = sorted((self.match_index(each) or 0 for each in self.configuration.members), reverse=True)",
+            ),
+        ),
+    ),
+    Mutation(
+        "two-changes-at-once",
+        "A leader changes the members again before the last change is committed.",
+        (
+            _engine(
+                "if not self.own_term_committed or self.memberships.index > self.__raftCommitIndex or self.transferring:",
+                "if not self.own_term_committed or self.transferring:",
+            ),
+            Edit("changes", "engine.memberships.index > engine.commit_index or ", ""),
+        ),
+    ),
+    Mutation(
+        "configuration-survives-truncation",
+        "A configuration that is cut off the log stays in force.",
+        (_engine("                self.memberships.truncate(index)\n", ""),),
+    ),
+    Mutation(
+        "a-new-folder-counts-as-the-old-one",
+        "A node that was replaced by its own name is believed to have what its old folder had.",
+        (_engine("(node not in self._progress or self._is_new(node))", "node not in self._progress"),),
+    ),
+    Mutation(
+        "admit-an-emptied-folder",
+        "A node that comes with another folder under its name takes part.",
+        (
+            Edit("roster", "        if hello.node_uuid != uuid:\n", "        if not uuid:\n"),
+            Edit("roster", "member.uuid in (None, hello.node_uuid)", "True"),
+        ),
+    ),
+    Mutation(
+        "admit-an-old-copy",
+        "A node that comes with an old copy of its folder takes part.",
+        (
+            Edit("roster", "        if hello.boot < known.boot:\n", "        if hello.boot < 0:\n"),
+            Edit("roster", "        if hello.last_index < known.match:\n", "        if hello.last_index < 0:\n"),
+        ),
+    ),
+    Mutation(
+        "digest-of-another-index",
+        "Applying goes on while a digest is due, so that it is of a later state.",
+        (
+            _cycle(
+                "while engine.applied_index < engine.commit_index and not self._digests.due:",
+                "while engine.applied_index < engine.commit_index:",
+            ),
+            _cycle(
+                "                if index > engine.commit_index or self._digests.due:\n",
+                "                if index > engine.commit_index:\n",
+            ),
+        ),
+    ),
+)
+
+MUTATIONS: Final = {mutation.name: mutation for mutation in _ALL}

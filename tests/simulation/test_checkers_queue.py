@@ -1,0 +1,362 @@
+"""Each promise of a queue, once kept and once broken in one way.
+
+Method: commands go through the real machine; the rules are told its replies, or those that a test puts in their place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from raftq.chaos.simulation.checkers import queue
+from raftq.chaos.simulation.checkers.queue import Digests, Replica, Rules
+from raftq.chaos.simulation.history import History, Violation
+from raftq.replication.engine import NO_OP
+from raftq.storage.digest import digest
+from raftq.storage.environment import Environment, WriteBatch, u64
+from raftq.storage.machine import keys, packing
+from raftq.storage.machine.apply import Machine
+from raftq.storage.machine.commands import (
+    Ack,
+    Command,
+    DefineQueue,
+    DeleteQueue,
+    Enqueue,
+    Expire,
+    Extend,
+    Incarnate,
+    Lease,
+    Nack,
+    Part,
+    QueueSettings,
+    Release,
+    Request,
+    Slots,
+)
+from raftq.storage.machine.memory import MemoryTxn
+from raftq.storage.machine.ports import Meta
+from raftq.storage.machine.replies import Leased, Range
+from raftq.storage.writer import fill
+from tests.simulation.seen import WALL_MS, FakeNode, entry, put
+
+Q = "default/q"
+
+
+class Run:
+    def __init__(self) -> None:
+        self.rules = Rules()
+        self.machine = Machine(MemoryTxn())
+        self.index = 1
+        self.ms = 0
+
+    def do(self, command: Command, after_ms: int = 0, **wrong: Any) -> Any:
+        """The command in an entry of its own. Its reply is told with the fields in `wrong`."""
+        self.index += 1
+        self.ms += after_ms
+        meta = Meta(self.index, 0, 1, 1_000 + self.ms, WALL_MS + self.ms)
+        reply, _ = self.machine.apply(meta, command)
+        self.machine.end_entry(meta)
+        if wrong:
+            reply = msgspec.structs.replace(reply, **wrong)
+        self.rules.judge(meta, command, reply)
+        return reply
+
+    def breaks(self, invariant: str, command: Command, after_ms: int = 0, **wrong: Any) -> str:
+        with pytest.raises(Violation) as caught:
+            self.do(command, after_ms, **wrong)
+        assert caught.value.invariant == invariant
+        return caught.value.details
+
+
+@pytest.fixture
+def run() -> Run:
+    return Run()
+
+
+def slots(leased: Leased, *numbers: int) -> list[Slots]:
+    return [Slots(leased.lease_id, list(numbers))]
+
+
+def named(*ids: str, priority: int = 0, body: str = "x") -> Enqueue:
+    """With dedup ids."""
+    messages = [packing.pack_message(b'"%s"' % body.encode()) for _ in ids]
+    return Enqueue(Q, [Part(priority, 0, packing.pack(messages), None, list(ids))])
+
+
+def test_an_ordinary_life_of_messages_is_no_violation(run: Run) -> None:
+    run.do(DefineQueue(Q, QueueSettings(lease_ms=500, delay_ms=100, dedup_window_ms=1_000)))
+    run.do(put("a", count=5))
+    run.do(put("urgent", priority=9))
+    run.do(Enqueue(Q, [Part(3, None, put("late").parts[0].blob)], Request("r", 1_000)))
+    assert run.do(Enqueue(Q, [Part(3, None, put("late").parts[0].blob)], Request("r", 1_000))).repeated
+    one = run.do(Lease(Q, 3, request=Request("l", 1_000)))
+    assert run.do(Lease(Q, 3, request=Request("l", 1_000))).repeated
+    run.do(Ack(Q, one.queue_number, slots(one, 0, 2)))
+    run.do(Ack(Q, one.queue_number, slots(one, 0)))
+    two = run.do(Lease(Q, 2), 200)
+    run.do(Nack(Q, two.queue_number, slots(two, 0), 300))
+    run.do(Release(Q, two.queue_number, slots(two, 1)))
+    run.do(Lease(Q, 1))
+    run.do(Expire(), 400)
+    three = run.do(Lease(Q, 9))
+    assert sum(taken.count for taken in three.ranges) == 4
+    run.do(Extend(Q, three.queue_number, slots(three, 0, 1), 5_000))
+    run.do(Expire(), 600)
+    run.do(Lease(Q, 9, settle=True))
+    run.do(Ack(Q, three.queue_number, slots(three, 0, 1, 2)))
+    run.do(named("x", "y", "x"))
+    assert [place[2] for place in run.do(named("y", "z")).places] == [True, False]
+    assert [place[2] for place in run.do(named("x"), 1_001).places] == [False]
+    run.do(Lease(Q, 2))
+    run.do(Incarnate())
+    run.do(Lease(Q, 2))
+    run.do(DeleteQueue(Q))
+    run.do(put("new"))
+    assert run.do(Lease(Q, 1)).ranges
+
+
+def test_parts_that_alternate_in_a_request(run: Run) -> None:
+    """Messages are added part by part, and answered in the order of the request."""
+    blob = put("a", count=2).parts[0].blob
+    parts = [Part(0, 0, blob, [1, 2], ["x", "y"]), Part(0, 0, blob, [0, 3], ["x", None])]
+    places = run.do(Enqueue(Q, parts)).places
+    assert places == [(0, 1, True), (0, 1, False), (0, 2, False), (0, 3, False)]
+    assert run.do(Lease(Q, 5)).ranges == [Range(0, 1, 3, 1, 0)]
+
+
+def test_a_message_in_two_leases(run: Run) -> None:
+    run.do(put("a", count=2))
+    run.do(Lease(Q, 1, 500))
+    run.breaks("one live lease a message", Lease(Q, 1), 499, ranges=[Range(0, 1, 1, 2, 0)])
+
+
+def test_an_extended_lease_lives_longer(run: Run) -> None:
+    run.do(put("a", count=2))
+    leased = run.do(Lease(Q, 1, 500))
+    run.do(Extend(Q, leased.queue_number, slots(leased, 0), 1_000))
+    run.breaks("one live lease a message", Lease(Q, 1), 600, ranges=[Range(0, 1, 1, 2, 1)])
+
+
+def test_a_message_after_its_ack(run: Run) -> None:
+    run.do(put("a", count=2))
+    leased = run.do(Lease(Q, 1))
+    run.do(Ack(Q, leased.queue_number, slots(leased, 0)))
+    run.breaks("acked is gone", Lease(Q, 1), 60_000, ranges=[Range(0, 1, 1, 2, 0)])
+
+
+def test_a_message_after_a_lease_that_settled_it(run: Run) -> None:
+    run.do(put("a", count=2))
+    run.do(Lease(Q, 1, settle=True))
+    run.breaks("acked is gone", Lease(Q, 1), ranges=[Range(0, 1, 1, 2, 0)])
+
+
+@pytest.mark.parametrize("lease_id", [1, 0])
+def test_a_fence_that_does_not_grow(run: Run, lease_id: int) -> None:
+    run.do(put("a", count=2))
+    run.do(Lease(Q, 1))
+    run.breaks("fences grow", Lease(Q, 1), lease_id=lease_id)
+
+
+def test_a_later_message_before_an_earlier_one(run: Run) -> None:
+    run.do(put("a", count=3))
+    run.breaks("delivery order", Lease(Q, 1), ranges=[Range(0, 2, 1, 1, 0)])
+
+
+def test_a_lower_priority_before_a_higher_one(run: Run) -> None:
+    run.do(put("a"))
+    run.do(put("b", priority=4))
+    run.breaks("delivery order", Lease(Q, 1), ranges=[Range(0, 1, 1, 1, 0)])
+
+
+def test_a_delayed_message_too_early(run: Run) -> None:
+    run.do(Enqueue(Q, [Part(0, 1_000, put("a").parts[0].blob)]))
+    run.do(put("b"))
+    run.breaks("delays", Lease(Q, 1), 999, ranges=[Range(0, 1, 1, 1, 0)])
+
+
+def test_a_message_too_early_after_a_nack(run: Run) -> None:
+    run.do(put("a", count=2))
+    leased = run.do(Lease(Q, 1))
+    run.do(Nack(Q, leased.queue_number, slots(leased, 0), 1_000))
+    run.breaks("delays", Lease(Q, 1), 999, ranges=[Range(0, 1, 1, 2, 1)])
+
+
+@pytest.mark.parametrize(("again", "deliveries"), [(False, 2), (True, 1)])
+def test_a_wrong_count_of_deliveries(run: Run, again: bool, deliveries: int) -> None:
+    run.do(put("a"))
+    if again:
+        leased = run.do(Lease(Q, 1))
+        run.do(Release(Q, leased.queue_number, slots(leased, 0)))
+    run.breaks("deliveries", Lease(Q, 1), ranges=[Range(0, 1, 1, deliveries, 0)])
+
+
+def test_a_message_that_was_never_enqueued(run: Run) -> None:
+    run.do(put("a"))
+    run.breaks("replies", Lease(Q, 1), ranges=[Range(0, 7, 1, 1, 0)])
+
+
+def test_an_enqueue_number_given_twice(run: Run) -> None:
+    run.do(put("a"))
+    run.breaks("enqueue numbers", put("b"), spans=[(0, 1, 1)])
+
+
+def test_fewer_places_than_messages(run: Run) -> None:
+    run.breaks("replies", put("a", count=2), spans=[(0, 1, 1)])
+
+
+def test_an_ack_of_a_lease_that_has_passed(run: Run) -> None:
+    run.do(put("a"))
+    late = run.do(Lease(Q, 1, 500))
+    run.do(Expire(), 500)
+    run.do(Lease(Q, 1))
+    run.breaks("only the holder settles", Ack(Q, late.queue_number, slots(late, 0)), results=[b"\0"])
+
+
+def test_a_nack_of_what_was_acked(run: Run) -> None:
+    run.do(put("a"))
+    leased = run.do(Lease(Q, 1))
+    run.do(Ack(Q, leased.queue_number, slots(leased, 0)))
+    run.breaks("only the holder settles", Nack(Q, leased.queue_number, slots(leased, 0)), results=[b"\0"])
+
+
+def test_an_ack_of_a_slot_that_there_is_not(run: Run) -> None:
+    run.do(put("a"))
+    leased = run.do(Lease(Q, 1))
+    run.breaks("only the holder settles", Ack(Q, leased.queue_number, slots(leased, 3)), results=[b"\0"])
+
+
+def test_a_lease_of_before_an_incarnation(run: Run) -> None:
+    run.do(put("a"))
+    leased = run.do(Lease(Q, 1))
+    run.do(Incarnate())
+    run.breaks("only the holder settles", Ack(Q, leased.queue_number, slots(leased, 0)), results=[b"\0"])
+
+
+def test_a_dedup_id_that_enqueues_twice_within_the_window(run: Run) -> None:
+    run.do(named("x"))
+    run.breaks("dedup ids", named("x"), 299_999, places=[(0, 2, False)])
+
+
+def test_a_dedup_id_that_names_another_message(run: Run) -> None:
+    run.do(named("x", "y"))
+    run.breaks("dedup ids", named("x"), places=[(0, 2, True)])
+
+
+def test_a_dedup_id_that_is_known_after_the_window(run: Run) -> None:
+    run.do(named("x"))
+    run.breaks("dedup ids", named("x"), 300_000, places=[(0, 1, True)])
+
+
+def test_a_request_that_is_done_again(run: Run) -> None:
+    command = Enqueue(Q, put("a").parts, Request("r", 1_000))
+    run.do(command)
+    run.breaks("request ids", command, 999, spans=[(0, 2, 1)], repeated=False)
+
+
+def test_a_request_that_is_answered_otherwise(run: Run) -> None:
+    command = Enqueue(Q, put("a").parts, Request("r", 1_000))
+    run.do(command)
+    run.breaks("request ids", command, spans=[(0, 2, 1)])
+
+
+def test_a_settling_request_that_is_answered_otherwise(run: Run) -> None:
+    run.do(put("a"))
+    leased = run.do(Lease(Q, 1))
+    command = Nack(Q, leased.queue_number, slots(leased, 0), None, Request("r", 1_000))
+    run.do(command)
+    run.breaks("request ids", command, results=[b"\1"])
+
+
+def test_a_request_that_is_repeated_and_was_not_kept(run: Run) -> None:
+    command = Enqueue(Q, put("a").parts, Request("r", 1_000))
+    run.breaks("request ids", command, repeated=True)
+
+
+# At rest
+
+
+def history(*given: bytes) -> History:
+    found = History()
+    for index, command in enumerate(given, 2):
+        found.commit(index, 1, command, "n1", 1)
+    return found
+
+
+LOG = (entry(put("a", count=3)), NO_OP, entry(Lease(Q, 2), lease_ms=5), b"\2members", entry(put("b"), lease_ms=9))
+
+
+def replica(*given: bytes) -> Replica:
+    found = Replica()
+    for index, command in enumerate(given, 2):
+        found.apply(index, 1, command)
+    return found
+
+
+def node_with(tables: MemoryTxn) -> FakeNode:
+    node = FakeNode("n1")
+    node.txn, node.applied_index = tables, 6
+    return node
+
+
+def test_equal_tables_at_rest() -> None:
+    digests = Digests()
+    for index in (4, 6):
+        for name in ("n1", "n2"):
+            digests.told(name, index, queue.digest(replica(*LOG[: index - 1]).tables))
+    queue.at_rest(history(*LOG), digests, [node_with(replica(*LOG).tables)])
+
+
+def test_the_digest_is_the_one_that_nodes_take(tmp_path: Any) -> None:
+    found = replica(*LOG)
+    environment = Environment(tmp_path, map_bytes=1 << 24)
+    fill(environment, WriteBatch(meta={"applied": u64(6)}, tables=sorted(found.tables.values.items()))).commit()
+    assert digest(environment) == (6, queue.digest(found.tables))
+    environment.close()
+
+
+def test_two_digests_of_one_index() -> None:
+    digests = Digests()
+    digests.told("n1", 4, "aa")
+    digests.told("n2", 5, "bb")
+    with pytest.raises(Violation, match="equal digests: at index 4 the digest of n2 is bb, that of n1 is aa"):
+        digests.told("n2", 4, "bb")
+
+
+def test_a_digest_that_all_nodes_agree_on_and_the_log_does_not_give() -> None:
+    digests = Digests()
+    digests.told("n1", 4, queue.digest(replica(*LOG[:1]).tables))
+    with pytest.raises(Violation, match="equal digests: at index 4 the digest of the canonical log"):
+        queue.at_rest(history(*LOG), digests, [])
+
+
+def test_the_rules_judge_the_whole_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that gives the second message first, on all nodes alike."""
+    apply = Machine.apply
+
+    def wrong(self: Machine, meta: Meta, command: Command) -> Any:
+        reply, effects = apply(self, meta, command)
+        return (msgspec.structs.replace(reply, ranges=[Range(0, 2, 1, 1, 0)]) if meta.index == 4 else reply), effects
+
+    monkeypatch.setattr(Machine, "apply", wrong)
+    with pytest.raises(Violation, match="delivery order: lease 1 at"):
+        queue.at_rest(history(*LOG), Digests(), [])
+
+
+def test_a_message_with_two_holders() -> None:
+    tables = replica(*LOG).tables
+    [(key, value)] = [(key, value) for key, value in tables.values.items() if key[:1] == keys.LEASE]
+    twin = keys.lease(keys.queue_of(key), 99)
+    tables.put(twin, value)
+    [moment] = [key for key in tables.values if key[:1] == keys.DEADLINE]
+    tables.put(moment.replace(key, twin), b"")
+    with pytest.raises(Violation, match=r"one holder a message: tables of n1: .* holders in default/q"):
+        queue.at_rest(history(*LOG), Digests(), [node_with(tables)])
+
+
+def test_two_nodes_with_different_tables() -> None:
+    one, two = node_with(replica(*LOG).tables), node_with(replica(*LOG[:2]).tables)
+    two.id = "n2"
+    with pytest.raises(Violation, match="equal digests: at index 6 the digest of n2"):
+        queue.at_rest(history(*LOG), Digests(), [one, two])
