@@ -63,6 +63,8 @@ CLOCKS = struct.Struct(">QQ")
 _EXPIRE = commands.encode(Expire())
 #: Names in the environment's meta table.
 MEMBERSHIP, FENCED = "membership", "fenced"
+#: What is counted for the one who says it.
+_COUNTED = ("append_answer", "echo", "prevote_answer", "vote_answer")
 
 
 class RaftShard:
@@ -112,9 +114,10 @@ class RaftShard:
             on_disconnected=self._on_disconnected,
             on_bytes=self._engine.contact,
             on_refused=self._on_refused,
-            admit=self._roster.admit,
+            admit=self._admit,
         )
-        self._configuration = self._engine.configuration
+        #: As last acted on, and whether it was committed.
+        self._met = self._membership()[1:]
         #: Now or before; a folder that waits to be added was not.
         self._was_member = not config.join or any(map(self._uuid_in, self._engine.memberships.all()))
         self._peers.set_members(self._addresses())
@@ -265,13 +268,19 @@ class RaftShard:
         return self._machine.view()
 
     async def add(self, node: str, peer_address: str, *, replaces: str | None = None) -> int:
+        if node == replaces:
+            await self._step_aside(node)
         return await self._changed(lambda future: self._changes.add(node, peer_address, replaces, future))
 
     async def remove(self, node: str) -> int:
+        await self._step_aside(node)
+        return await self._changed(lambda future: self._changes.remove(node, future))
+
+    async def _step_aside(self, node: str) -> None:
+        """A leader whose folder is to go lets another one see to that."""
         self._check_leading()
         if node == self._engine.id and len(self._engine.voters) > 1:
             raise NotLeader(await self.transfer())
-        return await self._changed(lambda future: self._changes.remove(node, future))
 
     async def _changed(self, change: Callable[[asyncio.Future[int]], None]) -> int:
         self._check_leading()
@@ -405,6 +414,8 @@ class RaftShard:
         waits to be added: the peer may not know yet that it was."""
         index, configuration, _ = self._membership()
         named_since = self._uuid_in(configuration) and index > refusal.config_index
+        if 0 < refusal.acknowledged <= self._journal.durable_index:
+            return  # its hello was long on its way: it is older than what it had acknowledged when it arrived
         if refusal.final and self._was_member and not named_since:
             self._end_for_good(f"{node} says: {refusal.reason}")
 
@@ -415,7 +426,30 @@ class RaftShard:
             self._deposed()
             self._schedule()
 
+    def _admit(self, hello: Hello) -> Refusal | None:
+        """As the roster says. But a change that is not committed may yet be undone, by a leader that it leaves out: so
+        on a follower it keeps nobody away for now."""
+        refusal = self._roster.admit(hello)
+        decided = self._engine.is_leader or self._membership()[2]
+        if refusal is None or refusal.final or decided or not hello.member:
+            return refusal
+        return None if hello.cluster_id == self.config.cluster_id else refusal
+
+    def _is_member(self, node: str) -> bool:
+        """The folder that is met under this name is the one that the configuration means, not a guest of that name."""
+        member, hello = self._engine.configuration.members.get(node), self._peers.hello_of(node)
+        if member is None or hello is None:
+            return False
+        return member.uuid in (None, hello.node_uuid) and member.void != hello.node_uuid
+
+    def _is_stranger(self, node: str) -> bool:
+        """Who is connected under this name would not be let in any more."""
+        hello = self._peers.hello_of(node) if self._peers.reachable(node) else None
+        return hello is not None and not self._is_member(node) and self._admit(hello) is not None
+
     def _on_message(self, node: str, message: Message) -> None:
+        if message["type"] in _COUNTED and not self._is_member(node):
+            return
         self._inbox.append((node, message))
         self._schedule()
 
@@ -554,14 +588,16 @@ class RaftShard:
             self._on_role(*seen)
 
     def _meet_members(self) -> None:
-        """Act on a configuration that has come into force, or is so no more."""
-        before, now = self._configuration, self._engine.configuration
-        if before is now:
+        """Act on a configuration that has come into force, is so no more, or is committed: who is there as a guest, or
+        with another folder than the one that is meant, is put to `admit` anew."""
+        (before, settled), (now, committed) = self._met, self._membership()[1:]
+        if before is now and committed == settled:
             return
-        self._configuration = now
+        self._met = now, committed
         self._was_member |= self._uuid_in(now)
         after, addresses = now.members, self._addresses()
         gone = [n for n, member in before.members.items() if n not in after or member.voter > after[n].voter]
+        gone += [n for n in addresses if n not in gone and self._is_stranger(n)]
         self._roster.forget(gone)
         # One that comes back with a new folder is met anew: its old one may still seem to be there.
         self._peers.set_members({node: address for node, address in addresses.items() if node not in gone})

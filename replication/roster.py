@@ -84,6 +84,7 @@ class Roster:
                 f"the log of {name} ends at {hello.last_index}, but it had acknowledged {known.match}. {_HELP}",
                 final=True,
                 config_index=FOR_EVER,
+                acknowledged=known.match,
             )
         return None
 

@@ -66,6 +66,8 @@ class Refusal(msgspec.Struct, tag="refusal", tag_field="kind"):
     final: bool = False
     #: Log index of the configuration by which it was refused.
     config_index: Number = 0
+    #: What the node is held to have acknowledged, of a log that its hello says is shorter.
+    acknowledged: Number = 0
 
 
 _VOTE_ASKED: Final = {"term": Number, "last_index": Number, "last_term": Number, "transfer": bool}

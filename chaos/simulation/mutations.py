@@ -339,8 +339,11 @@ _ALL: Final = (
         "admit-an-emptied-folder",
         "A node that comes with another folder under its name takes part.",
         (
-            Edit("roster", "        if hello.node_uuid != uuid:\n", "        if not uuid:\n"),
-            Edit("roster", "member.uuid in (None, hello.node_uuid)", "True"),
+            Edit(
+                "roster",
+                "        if hello.node_uuid != uuid or hello.node_uuid == member.void:\n",
+                "        if not uuid:\n",
+            ),
         ),
     ),
     Mutation(
@@ -351,6 +354,50 @@ _ALL: Final = (
             Edit("roster", "        if hello.last_index < known.match:\n", "        if hello.last_index < 0:\n"),
         ),
     ),
+    # Snapshots
+    Mutation(
+        "install-an-old-snapshot",
+        "A follower installs whatever snapshot it is offered, also one below its commit index.",
+        (
+            _cycle(
+                "        return index <= self._engine.commit_index or self._journal.term_at(index) == term\n",
+                "        return index < 0 < term\n",
+            ),
+            _engine(
+                "        if applied <= self.__raftCommitIndex or self.is_leader:\n", "        if self.is_leader:\n"
+            ),
+        ),
+    ),
+    Mutation(
+        "take-the-senders-vote-from-a-snapshot",
+        "A snapshot brings the term and the vote of the one who made it.",
+        (
+            _cycle(
+                "meta = self.environment.metas() | head.meta()\n",
+                'meta = self.environment.metas() | head.meta() | {"term": _U64.pack(head.term), "vote": (self._engine.leader or "").encode()}\n',
+            ),
+            _engine(
+                "        if (term, vote) != (self.__raftCurrentTerm, self.__votedForNodeId):\n",
+                "        if term < 0:\n",
+            ),
+        ),
+    ),
+    Mutation(
+        "compact-below-a-transfer",
+        "A leader cuts the log after a snapshot that is on its way, and goes on offering that snapshot.",
+        (
+            _cycle(
+                "engine.pinned = [] if self._sender.pinned_index is None else [self._sender.pinned_index]",
+                "engine.pinned = []",
+            ),
+            Edit(
+                "transfer",
+                "        elif self._held.head.index < log_first:\n",
+                "        elif self._held.head.index < 0:\n",
+            ),
+        ),
+    ),
+    # Digests
     Mutation(
         "digest-of-another-index",
         "Applying goes on while a digest is due, so that it is of a later state.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,8 @@ def run(seed: int, options: Options | None = None, write: Callable[[str], None] 
         gc.disable()  # cycles are few, and what a finalizer does must not come at a moment of its own
         try:
             simulation.run()
+        except Exception:
+            simulation.fail("the simulator itself works", traceback.format_exc())
         finally:
             simulation.close()
             gc.enable()
@@ -220,7 +223,7 @@ class Simulation:
         if isinstance(error, Fenced):
             node.out = error
         elif not isinstance(error, StorageFailed):
-            self._fail("no node ends by itself", f"{node.id}: {error!r}")
+            self.fail("no node ends by itself", f"{node.id}: {error!r}")
 
     def _unexpected(self, error: BaseException) -> None:
         raise error
@@ -233,10 +236,10 @@ class Simulation:
         try:
             return call(*arguments)
         except Violation as violation:
-            self._fail(violation.invariant, violation.details)
+            self.fail(violation.invariant, violation.details)
         return None
 
-    def _fail(self, invariant: str, details: str) -> None:
+    def fail(self, invariant: str, details: str) -> None:
         if self.failure is None:
             self.failure = Failure(invariant, details, self.scheduler.now, self.scheduler.steps)
             self.trace.line("----", f"VIOLATION of {invariant}: {details}")

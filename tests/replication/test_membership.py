@@ -207,6 +207,22 @@ async def test_a_leader_that_is_removed_hands_over_first_and_ends(tmp_path: Path
         assert voters(leader) == sorted({"n1", "n2", "n3"} - {name})
 
 
+async def test_a_leader_whose_folder_is_exchanged_hands_over_first(tmp_path: Path) -> None:
+    """Else its followers cut it off before they have confirmed the change, and all that is pending has no outcome."""
+    async with shards(tmp_path) as cluster:
+        first = await cluster.leader()
+        name = first.config.node_id
+        await until(lambda: all(member.uuid for member in first._engine.configuration.members.values()))
+        with pytest.raises(NotLeader):
+            await first.add(name, cluster.voters[name], replaces=name)
+        assert first._engine.configuration.voters == ("n1", "n2", "n3")
+        leader = await on_leader(cluster, lambda leader: leader.add(name, cluster.voters[name], replaces=name))
+        assert leader is not first
+        await until(lambda: name in cluster.fatal)
+        assert isinstance(cluster.fatal.pop(name), Fenced)
+        assert voters(leader) == sorted({"n1", "n2", "n3"} - {name})
+
+
 async def test_an_emptied_folder_ends_and_comes_back_as_a_learner(tmp_path: Path) -> None:
     async with shards(tmp_path) as cluster:
         leader = await cluster.leader()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from raftq.replication.engine import CONFIGURATION, NO_OP
 from raftq.replication.membership import Configuration, Member, bootstrap
 from raftq.replication.progress import Flow
-from raftq.replication.shard import ChangeRefused
+from raftq.replication.shard import ChangeUnderway
 from tests.replication.network import Message, Network, Snapshot
+from tests.replication.test_engine import Faults
 
 Maker = Callable[..., Network]
 
@@ -86,3 +88,92 @@ def test_votes_that_were_counted_before_a_snapshot_do_not_count_after_it(network
     n1.step("n2", {"type": "vote_answer", "term": 1, "asked": 1, "granted": True})
     cluster.cycle("n1")
     assert not n1.is_leader
+
+
+class Unrest(Faults):
+    """As `Faults`, and the members change: nodes are added, promoted, made learners and removed, the leader too. Who lacks what the log holds no more gets a snapshot, at some later moment."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        self.changes = self.installed = 0
+        self._snapshots: list[tuple[str, Snapshot]] = []
+
+    def step(self, number: int) -> None:
+        super().step(number)
+        network = self.network
+        if len(network.names) < 8 and self._chance(0.003):
+            network.add(f"n{len(network.names) + 1}")
+        for name in network.names:
+            if network[name].up and name not in network.paused:
+                self._change(name)
+                self._offer(name)
+        self._install()
+
+    def _change(self, name: str) -> None:
+        engine = self.network[name].engine
+        if not engine.is_leader or not self._chance(0.02):
+            return
+        now = engine.configuration
+        node = self.dice.choice(self.network.names)
+        member = now.members.get(node)
+        if member is None:
+            after = now.with_member(node, LEARNER)
+        elif member.voter:
+            after = self.dice.choice([now.without(node), now.with_member(node, LEARNER)])
+        elif (engine.match_index(node) or 0) >= engine.memberships.index:  # else it may be empty, and does not vote
+            after = now.with_member(node, VOTER)
+        else:
+            return
+        if len(after.voters) < 2:
+            return
+        with suppress(ChangeUnderway):
+            self.network.change(name, after)
+            self.changes += 1
+            self.network.cycle(name, commit=name not in self.slow and self._chance(0.7))
+
+    def _offer(self, name: str) -> None:
+        member = self.network[name]
+        for node in member.engine.lacking():
+            if self._chance(0.1) and (name, node) in self.network.linked:
+                self._snapshots.append((node, member.snapshot()))
+
+    def _install(self) -> None:
+        if self._snapshots and self._chance(0.2):
+            node, snapshot = self._snapshots.pop(self.dice.randrange(len(self._snapshots)))
+            member = self.network[node]
+            if member.up and node not in self.network.paused and not member.journal.dirty and not member.engine.is_leader:
+                self.installed += member.install(snapshot)
+                self.network.cycle(node)
+
+    def settle(self, seconds: float) -> None:
+        """Let time pass without faults; snapshots are installed at once."""
+        end = self.network.now + seconds
+        while self.network.now < end:
+            self.network.settle(0.1)
+            for name in self.network.names:
+                for node in self.network[name].engine.lacking():
+                    self.installed += self.network[node].install(self.network[name].snapshot())
+                    self.network.cycle(node)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(int(os.environ.get("RAFTQ_SEEDS", "4"))))
+def test_random_changes_under_random_faults(network: Maker, seed: int, size: int) -> None:
+    """Then no faults, and the members agree on all, as on who they are."""
+    cluster = network(size, seed=1000 + seed, flow=Flow(lag_bytes=1))
+    unrest = Unrest(cluster)
+    for number in range(2500):
+        unrest.step(number)
+    unrest.heal()
+    unrest.settle(5)
+    cluster.propose(cluster.leader, b"end")
+    unrest.settle(1)
+    leader = cluster[cluster.leader]
+    members = [cluster[name] for name in leader.engine.configuration.members]
+    assert leader.engine.memberships.index <= leader.engine.commit_index
+    assert {member.engine.commit_index for member in members} == {leader.journal.last_index}
+    assert all(member.engine.configuration == leader.engine.configuration for member in members)
+    for index in range(max(member.journal.first_index for member in members) + 1, leader.journal.last_index + 1):
+        assert len({member.journal.entries(index, 0, 1)[0] for member in members}) == 1
+    final = {index: command for index, (_, command) in cluster.committed.items()}
+    assert all(final[index] == command for index, command in unrest.acknowledged)

@@ -144,6 +144,7 @@ def test_an_old_copy_of_a_folder_is_refused_for_good(uuid: str | None) -> None:
         assert "the log of node n2 ends at 6, but it had acknowledged 7" in by_match.reason
         for refusal in (by_boot, by_match):  # no later configuration heals a folder that forgot
             assert (refusal.final, refusal.config_index) == (True, FOR_EVER)
+        assert (by_boot.acknowledged, by_match.acknowledged) == (0, 7)  # with this in its log it goes on
 
 
 def test_a_later_configuration_does_not_let_an_old_copy_in_as_a_guest() -> None:

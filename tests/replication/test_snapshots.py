@@ -47,6 +47,8 @@ async def test_a_follower_that_lags_too_far_gets_a_snapshot(tmp_path: Path) -> N
         await until(lambda: follower.status().first_index > 1)
         await same(cluster, ["n1", "n2", "n3"])
         assert follower.status().first_index > written // 2
+        assert (follower.snapshots_installed, leader.snapshots_installed) == (1, 0)
+        assert leader.snapshot_bytes_sent > 0 == follower.snapshot_bytes_sent
         await cluster.kill(name)  # what was installed is what it starts from
         follower = await cluster.start(name)
         await same(cluster, ["n1", "n2", "n3"])

@@ -77,6 +77,16 @@ def test_a_node_that_ends_by_itself_is_a_violation(monkeypatch: pytest.MonkeyPat
     assert "a mistake of ours" in result.failure.details
 
 
+def test_a_mistake_of_the_simulator_is_told_with_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_self: Any, *_arguments: Any) -> None:
+        raise RuntimeError("a mistake of the simulator")
+
+    monkeypatch.setattr("raftq.chaos.simulation.nemesis.Nemesis.heal", failing)
+    result = simulation.run(1, SHORT)
+    assert result.failure is not None
+    assert "a mistake of the simulator" in result.failure.details
+
+
 def test_kept_faults_alone_strike() -> None:
     result = simulation.run(1, msgspec.structs.replace(SHORT, keep=[]))
     assert result.failure is None
