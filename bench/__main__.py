@@ -1,4 +1,4 @@
-"""`python -m raftq.bench load | failover | steady`: what `make bench`, `make failover` and `make steady` run.
+"""`python -m raftq.bench load | failover | steady | catchup`: what `make bench` and the like run.
 
 Prints each step, then each bar with its verdict; writes the JSON and the page. The exit code is 0 whether bars are met
 or not: a figure that falls short is a result. It is 1 when the cluster failed, since then there is no figure.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raftq.bench import cluster, failover, load, measure, page, scenarios, steady
+from raftq.bench import catchup, cluster, failover, load, measure, page, scenarios, steady
 from raftq.bench.bars import Bar
 from raftq.bench.report import Report, save
 
@@ -58,6 +58,11 @@ def measured_steady(options: argparse.Namespace) -> Measured:
     return outcome, bars, steady.body(outcome)
 
 
+def measured_catchup(options: argparse.Namespace) -> Measured:
+    outcome, bars = catchup.run(options.data, messages=options.messages, seconds=options.seconds, say=say)
+    return outcome, bars, catchup.body(outcome)
+
+
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -72,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--rounds", type=int, default=20)
     three = _command(commands, "steady", "elections at full load without a fault", measured_steady)
     three.add_argument("--minutes", type=float, default=10.0)
+    four = _command(commands, "catchup", "a follower that lacks much, or all, under load", measured_catchup)
+    four.add_argument("--messages", type=int, default=1_000_000, help="that the follower lacks")
+    four.add_argument("--seconds", type=int, default=10, help="of the load before and afterwards")
     return top
 
 
@@ -87,7 +95,9 @@ def _command(commands: Any, name: str, about: str, benchmark: Callable[..., Meas
 
 def command(options: argparse.Namespace) -> str:
     """What made these figures, to be typed again."""
-    values = {name: getattr(options, name) for name in ("seconds", "rounds", "minutes") if hasattr(options, name)}
+    values = {
+        name: getattr(options, name) for name in ("messages", "seconds", "rounds", "minutes") if hasattr(options, name)
+    }
     flags = " ".join(f"--{name} {value}" for name, value in values.items())
     return f"python -m raftq.bench {options.command} {flags}"
 

@@ -68,7 +68,12 @@ class Cluster:
         dead = [node["id"] for node in nodes if node["pid"] is None]
         if dead:
             raise ClusterFailed(f"no process: {', '.join(dead)}")
-        return [Node(node["id"], node["api_url"], node["pid"], Path(node["data"])) for node in nodes]
+        return [_node(node) for node in nodes]
+
+    def node(self, node_id: str) -> Node | None:
+        """None while it has no process."""
+        nodes = json.loads((self.folder / "cluster.json").read_text())["nodes"]
+        return next((_node(node) for node in nodes if node["id"] == node_id and node["pid"] is not None), None)
 
     def leader(self) -> Node:
         """Raises ClusterFailed when there is none that its nodes agree on."""
@@ -86,11 +91,8 @@ class Cluster:
 
     def start(self, node: Node) -> None:
         """A node that was killed: once `raftq up` knows that it died, since what runs is not started."""
-        wait(lambda: node.pid not in self._pids(), f"raftq up sees that {node.id} died")
+        wait(lambda: self.node(node.id) is None, f"raftq up sees that {node.id} died")
         subprocess.run([raftq(), "start", node.id, "--data", self.folder], stdout=subprocess.DEVNULL, check=True)
-
-    def _pids(self) -> list[int | None]:
-        return [node["pid"] for node in json.loads((self.folder / "cluster.json").read_text())["nodes"]]
 
     def queue_url(self, queue: str) -> str:
         return f"{self.leader().api_url}/v1/queues/{queue}"
@@ -116,6 +118,10 @@ class Cluster:
 
     def allocated_bytes(self) -> int:
         return sum(measure.allocated_bytes(node.data) for node in self.nodes())
+
+
+def _node(node: dict[str, Any]) -> Node:
+    return Node(node["id"], node["api_url"], node["pid"], Path(node["data"]))
 
 
 @contextmanager
@@ -203,13 +209,13 @@ def request(method: str, url: str, body: object = None, *, seconds: float = 10.0
 _JSON = {"Content-Type": "application/json"}
 
 
-def text(url: str) -> str:
-    status, body, _ = request("GET", url)
+def text(url: str, *, seconds: float = 10.0) -> str:
+    status, body, _ = request("GET", url, seconds=seconds)
     if status != 200:
         raise ClusterFailed(f"GET {url} answered {status}: {body[:200]!r}")
     return body.decode()
 
 
-def get(url: str) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(text(url))
+def get(url: str, *, seconds: float = 10.0) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(text(url, seconds=seconds))
     return answer
