@@ -1,7 +1,7 @@
 # What a developer does, by name. `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format types contracts bench failover steady catchup filecopy power rolling simulate ci-cluster docs clean
+.PHONY: help setup run test lint format types contracts bench failover steady catchup filecopy power rolling simulate teeth ci-cluster docs clean
 
 DATA ?= data
 MINUTES ?= 10
@@ -26,7 +26,7 @@ run: setup ## Start a cluster of three nodes here, with a tour of what it does
 	@.venv/bin/raftq up --tour --data $(DATA)
 
 test: setup ## Run all tests
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 --dist loadgroup
 
 lint: setup ## Check the style
 	.venv/bin/ruff check .
@@ -65,6 +65,9 @@ rolling: setup ## Restart node after node of a cluster under load, RUNS=3 times
 
 simulate: setup ## Simulate SEEDS=100 clusters under faults, on all cores
 	.venv/bin/raftq simulate --coverage --seeds $(or $(SEEDS),100) $(if $(FIRST),--first $(FIRST)) $(if $(JOBS),--jobs $(JOBS))
+
+teeth: setup ## Show that the simulator finds stock's faults and mutations of ours; NAME=part of a row's name
+	.venv/bin/python -m raftq.chaos.simulation.teeth $(if $(JOBS),--jobs $(JOBS)) $(if $(NAME),--name $(NAME),--page docs/track-record.md)
 
 ci-cluster: setup ## Run the tests on clusters of real processes
 	.venv/bin/pytest -m cluster

@@ -387,6 +387,7 @@ class RaftShard:
             term=self._engine.term,
             config_index=index,
             member=config.node_id in configuration.members,
+            named=self._uuid_in(configuration),
         )
 
     def _membership(self) -> tuple[int, Configuration, bool]:
@@ -571,6 +572,9 @@ class RaftShard:
             if self._leading_term is not None and not (engine.is_leader and engine.term == self._leading_term):
                 self._deposed()
         engine.advance()
+        if engine.is_leader:  # also of what an answer has just made committed, before any client hears of it
+            for node in self._others():
+                self._roster.matched(node, min(engine.match_index(node) or 0, engine.commit_index))
 
     def _watch(self) -> None:
         """Note changes of role, leader and term."""
@@ -880,7 +884,6 @@ class RaftShard:
 
     def _on_answer(self, node: str, message: Message, sent: float | None) -> None:
         self._health.answered(node, message, sent if node in self._engine.voters else None)
-        self._roster.matched(node, min(message["match"], self._engine.commit_index))
 
     def _look_after_health(self) -> None:
         """Once a second."""

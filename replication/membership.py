@@ -140,7 +140,8 @@ def added(
         if member.peer_address == peer_address and other not in (node, replaces):
             raise ChangeRefused(f"{peer_address} is the peer address of {other}: give {node} its own")
     if replaces == node:
-        newcomer = Member(peer_address, voter=False, void=now.members[node].uuid)
+        before = now.members[node]
+        newcomer = Member(peer_address, voter=False, void=before.uuid, replaces=before.replaces)
     else:
         newcomer = Member(peer_address, voter=False, replaces=replaces)
     after = now.with_member(node, newcomer)

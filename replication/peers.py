@@ -342,7 +342,7 @@ class _Peer:
     def dials_soon(self) -> bool:
         """A dial has just begun, or is about to. After a loss it must not begin at once: the other side hears of the
         loss a moment later, and would take it for one of the new connection, and so on for ever."""
-        return abs(self.dials_at - asyncio.get_running_loop().time()) <= SOON_SECONDS
+        return abs(self.dials_at - asyncio.get_running_loop().time()) < SOON_SECONDS
 
     def stop_dialing(self) -> None:
         if self.opening is not None:

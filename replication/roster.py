@@ -71,6 +71,8 @@ class Roster:
                 final=committed or (member.uuid is None and member.void is None),
                 config_index=index,
             )
+        if member.uuid is None and not member.voter and _took_part(hello, index):
+            return Refusal(f"{name} comes with a folder that took part before this: empty it, and start it with join")
         if known is None or known.uuid != hello.node_uuid:
             return None
         if hello.boot < known.boot:
@@ -124,3 +126,9 @@ class Roster:
     def encode(self) -> bytes:
         self.dirty = self.changed = False
         return msgspec.msgpack.encode(self._known)
+
+
+def _took_part(hello: Hello, index: int) -> bool:
+    """Of a learner that nobody has met, by the configuration at `index`: its log is not one that it got from here. A
+    folder that waits to be added has no configuration, then earlier ones, which may have its name and not its uuid."""
+    return hello.member and (hello.config_index == 0 or (hello.named and hello.config_index <= index))

@@ -51,6 +51,8 @@ class Hello(msgspec.Struct, tag="hello", tag_field="kind"):
     config_index: Number = 0
     #: It is in that configuration.
     member: bool = True
+    #: And so is this very folder, by its uuid.
+    named: bool = False
     #: The highest machine version that it can run.
     machine_version: Number = 1
     lane: Literal["main", "bulk"] = "main"

@@ -45,6 +45,8 @@ def schedule(dice: Random, names: list[str], seconds: float) -> list[Fault]:
         count = max(2, int((end - begin) * (0.45 + 0.35 * dice.random())))
         made += [draw.fault(begin + (end - begin) * dice.random(), end) for _ in range(count)]
     made += [draw.disaster(begin) for begin, _ in quiet]
+    if dice.random() < 0.5:
+        made += [draw.bad_network(begin, end) for begin, end in _busy_periods(quiet, seconds)]
     while len(made) < FAULTS_MIN:
         begin, end = dice.choice(_busy_periods(quiet, seconds))
         made.append(draw.fault(begin + (end - begin) * dice.random(), end))
@@ -82,6 +84,11 @@ class _Draw:
         kind = dice.choices(list(self._weights), list(self._weights.values()))[0]
         lasts = round(min(0.05 + dice.random() ** 2 * 6, max(end - at, 0.05)), 3)
         return Fault(round(at, 3), kind, getattr(self, f"_{kind}")(lasts))
+
+    def bad_network(self, begin: float, end: float) -> Fault:
+        """All the time, a little."""
+        chances = {name: round(0.04 * self._dice.random() ** 2, 4) for name in ("lost", "repeated", "overtaken")}
+        return Fault(round(begin + 0.01, 3), "lossy", {"lasts": round(end - begin, 3), **chances})
 
     def disaster(self, at: float) -> Fault:
         """Data is lost: the one fault of a quiet period."""

@@ -61,6 +61,7 @@ class Nemesis:
         self._dice = arena.scheduler.dice_for("nemesis")
         self.met: Counter[str] = Counter()
         self._over = False
+        self._lossy_now: list[Chances] = []
         #: What is broken now, and how it is mended.
         self._mends: dict[int, Callable[[], None]] = {}
         self._number = 0
@@ -173,8 +174,20 @@ class Nemesis:
         self._until(lasts, lambda: setattr(link, "slow", 1.0))
 
     def _lossy(self, lasts: float, **chances: float) -> None:
-        self._network.chances = Chances(**chances)
-        self._until(lasts, lambda: setattr(self._network, "chances", Chances()))
+        now = Chances(**chances)
+        self._lossy_now.append(now)
+        self._until(lasts, lambda: self._lossy_over(now))
+        self._lossy_over(None)
+
+    def _lossy_over(self, ended: Chances | None) -> None:
+        """The worst of what lasts holds."""
+        self._lossy_now = [each for each in self._lossy_now if each is not ended]
+        last = [Chances(), *self._lossy_now]
+        self._network.chances = Chances(
+            lost=max(each.lost for each in last),
+            repeated=max(each.repeated for each in last),
+            overtaken=max(each.overtaken for each in last),
+        )
 
     # Disks and clocks
 

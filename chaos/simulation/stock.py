@@ -1,9 +1,9 @@
 """Stock pysyncobj 0.3.17 on its own journal, corrected but for one fault, as a node of the simulator.
 
-The faults that ordinary runs must find by themselves, or the simulator is too weak, are the starred ones below: one at
-a time is left in, all others are corrected in `SyncObj`, each override naming the fault that it corrects (numbers of
-docs/faults.md). The stock methods run in between, and are what runs where a fault is left in. With all corrected no run
-may show anything: so what is found is due to the fault.
+The faults in `FAULTS` must be found by the simulator itself, or it is too weak: one at a time is left in, all others
+are corrected in `SyncObj`, each override naming the fault that it corrects (numbers of docs/faults.md). The stock
+methods run in between, and are what runs where a fault is left in. With all corrected no run may show anything: so what
+is found is due to the fault.
 
 A node's state machine is raftq's own, over tables in memory, and its entries are encoded as ours, so that clients,
 history and checkers are the very same. It applies its log again after a start, from its dump on, as stock does. Reads

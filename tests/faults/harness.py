@@ -19,7 +19,8 @@ from pysyncobj.node import Node as StockId
 from pysyncobj.syncobj import _COMMAND_TYPE
 from pysyncobj.transport import Transport
 
-from raftq.replication.engine import NO_OP, REGULAR, Flow
+from raftq.replication.engine import REGULAR, Flow
+from raftq.replication.membership import bootstrap
 from tests.replication.network import Member
 
 Message = dict[str, Any]
@@ -35,14 +36,17 @@ class Told(list[Any]):
 
 
 class Register(pysyncobj.SyncObj):
-    """The stock class, as its documentation uses it. `applied` is given from outside: a durable state machine."""
+    """The stock class, as its documentation uses it. `applied` is given from outside: a durable state machine; `state`
+    is one in memory, which is in its dumps."""
 
     def __init__(self, *args: Any, applied: list[str], **options: Any) -> None:
         self.applied = applied
         super().__init__(*args, **options)
+        self.state: list[str] = []
 
     @pysyncobj.replicated
     def put(self, value: str) -> int:
+        self.state.append(value)
         self.applied.append(value)
         return len(self.applied)
 
@@ -66,6 +70,8 @@ class Stock:
         self._options = {"autoTick": False, "appendEntriesPeriod": 0.04, "useFork": False} | options
         if self._options.pop("durable", False):
             self._options["journalFile"] = str(folder / name)
+        if self._options.pop("dumps", False):
+            self._options["fullDumpFile"] = str(folder / f"{name}.dump")
         self.applied: list[str] = []
         self.start()
 
@@ -96,6 +102,29 @@ class Stock:
         self.tick()
         return told
 
+    def compact(self) -> None:
+        """Dump the state, and cut the log below it."""
+        self.object.forceLogCompaction()
+        self.tick()
+        self.tick()
+
+    def add(self, name: str) -> Told:
+        return self._change(self.object.addNodeToCluster, name)
+
+    def remove(self, name: str) -> Told:
+        return self._change(self.object.removeNodeFromCluster, name)
+
+    def _change(self, change: Callable[..., None], name: str) -> Told:
+        told = Told()
+        change(StockId(name), callback=lambda _result, reason: told.append("ok" if reason == 0 else reason))
+        self.tick()
+        return told
+
+    @property
+    def others(self) -> set[str]:
+        """Whom it takes for the other voters."""
+        return {node.id for node in self.object.otherNodes}
+
     def log(self) -> dict[int, str | None]:
         """Index to value; None for an entry of Raft's own."""
         return {index: _stock_value(command) for command, index, _ in self.object._SyncObj__raftLog[:]}
@@ -116,9 +145,11 @@ class Stock:
 class Ours:
     """The engine over a real journal and environment, driven as the cycle drives it."""
 
-    def __init__(self, cluster: Cluster, name: str, folder: Path, *, append_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self, cluster: Cluster, name: str, folder: Path, *, append_bytes: int = 1 << 20, lag_bytes: int = 1 << 30
+    ) -> None:
         self._cluster, self._name = cluster, name
-        self._flow = Flow(append_bytes=append_bytes)
+        self._flow = Flow(append_bytes=append_bytes, lag_bytes=lag_bytes)
         self._member = Member(name, cluster.names, folder / name, cluster.clock, cluster.dice)
         self._pending: list[tuple[int, int, Told]] = []
         self._forget()
@@ -161,6 +192,37 @@ class Ours:
         self.engine.broadcast()
         self._cycle()
         return told
+
+    def compact(self) -> None:
+        """Cut the log as the cycle does."""
+        self._member.commit()
+        self.engine.advance()
+        self._member.journal.compact_below(min(self.engine.compactable, self._member.environment.applied()))
+        self._member.commit()
+
+    def install_from(self, other: Ours) -> bool:
+        """Take the place in the log that `other` has applied; False when it is needless."""
+        installed = self._member.install(other._member.snapshot())
+        self._cycle()
+        return installed
+
+    def remove(self, name: str) -> Told:
+        return self._change(*(set(self.others) - {name}))
+
+    def add(self, name: str) -> Told:
+        return self._change(*self.others, name)
+
+    def _change(self, *others: str) -> Told:
+        told = Told()
+        index = self.engine.change(bootstrap(dict.fromkeys([self._name, *others], "")))
+        self._pending.append((index, self.engine.term, told))
+        self.engine.broadcast()
+        self._cycle()
+        return told
+
+    @property
+    def others(self) -> set[str]:
+        return set(self.engine.voters) - {self._name}
 
     def log(self) -> dict[int, str | None]:
         return {index: _our_value(command) for command, index, _ in self._member.journal[:]}
@@ -360,7 +422,7 @@ def _stock_value(command: bytes) -> str | None:
 
 
 def _our_value(command: bytes) -> str | None:
-    return None if command == NO_OP else command[1:].decode()
+    return command[1:].decode() if command[:1] == REGULAR else None
 
 
 def _pairs(one: str, others: Iterable[str]) -> list[tuple[str, str]]:

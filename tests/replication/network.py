@@ -2,8 +2,8 @@
 
 What a node of the real cycle does is done here step by step: messages are stepped, the outbox leaves at once, the
 journal is committed, and only then what was held leaves and the node counts itself. Each commit may be made to wait,
-and a node may crash before or after it. Nodes may be added, and the members changed to whatever a test wants. A snapshot
-is a place in the log and the configuration there; a test installs it when it likes.
+and a node may crash before or after it. Nodes may be added, and the members changed to whatever a test wants. A
+snapshot is a place in the log and the configuration there; a test installs it when it likes.
 """
 
 from __future__ import annotations

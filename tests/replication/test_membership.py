@@ -60,6 +60,8 @@ def test_a_node_that_comes_back_with_a_new_folder_is_a_learner_of_unknown_uuid()
     assert after.members["n3"] == Member("h:9", voter=False, void="old")
     assert after.voters == ("n1", "n2")
     assert step(after, live=ALL, n1="u1", n2="u2", n3="old") == step(after, live=ALL, n1="u1", n2="u2")
+    replacing = added(THREE, "n4", "h:4", "n1", ALL)
+    assert added(replacing, "n4", "h:5", "n4", ALL).members["n4"].replaces == "n1"  # what it was to do stays to be done
     noted = step(after, live=ALL, n3="new")
     assert noted is not None
     assert noted.members["n3"] == Member("h:9", voter=False, uuid="new")
@@ -271,6 +273,41 @@ async def test_a_follower_that_was_away_follows_a_leader_that_it_does_not_know(t
         await cluster.start(sleeper)
         await until(lambda: voters(cluster.running[sleeper]) == sorted([sleeper, "n4", "n5"]))
         await (await cluster.leader()).propose(enqueue(b"1"))
+
+
+async def test_a_node_that_began_a_cluster_of_its_own_is_not_let_in(tmp_path: Path) -> None:
+    """It was started alone, without `join`, and then added. What it has committed would stay, at the indexes of other
+    entries: its tables would differ, and it would vote."""
+    async with shards(tmp_path) as cluster:
+        cluster.voters["n4"] = free_addresses(1)[0]
+        leader = await cluster.leader()
+        alone = await cluster.start("n4", members={"n4": cluster.voters["n4"]})
+        await until(lambda: alone.status().role == "leader" and alone.status().ready)
+        for _ in range(5):
+            await alone.propose(enqueue(b"alone"))
+        for _ in range(15):
+            await leader.propose(enqueue(b"together"))
+        await leader.transfer()
+        await on_leader(cluster, lambda _leader: _term_of_its_own(cluster).add("n4", cluster.voters["n4"]))
+        leader = _term_of_its_own(cluster)
+        told: list[str] = []
+        leader._peers.tell = lambda _event, who, reason: told.append(reason)  # type: ignore[method-assign]
+        await until(lambda: any("took part before" in reason for reason in told))
+        assert not leader._peers.reachable("n4")
+        assert "n4" not in leader._engine.voters
+        # emptied, it joins
+        await cluster.kill("n4")
+        shutil.rmtree(tmp_path / "n4")
+        await cluster.start("n4", node_uuid="new", join=True)
+        await until(lambda: voters(cluster.running["n4"]) == ["n1", "n2", "n3", "n4"])
+        _, found = await (await cluster.leader()).digest()
+        assert len(set(found.values())) == 1
+
+
+def _term_of_its_own(cluster: Shards) -> RaftShard:
+    """The leader of the three."""
+    found = [cluster.running[name] for name in ALL if cluster.running[name].status().role == "leader"]
+    return max(found, key=lambda shard: shard.status().term)
 
 
 async def test_a_voter_that_has_just_died_is_not_counted_on(tmp_path: Path) -> None:

@@ -90,8 +90,106 @@ def test_votes_that_were_counted_before_a_snapshot_do_not_count_after_it(network
     assert not n1.is_leader
 
 
+def test_a_new_leader_changes_nothing_before_its_term_is_committed(network: Maker) -> None:
+    """Else what it takes for committed may be a change that another leader has undone meanwhile (Ongaro's erratum)."""
+    cluster = network(3)
+    cluster.settle()
+    old = cluster.leader
+    cluster.crash(old)
+    follower = next(name for name in cluster.names if cluster[name].up)
+    while not cluster[follower].engine.is_leader:
+        cluster.tick(names=[follower])
+        while cluster.wire and not cluster[follower].engine.is_leader:
+            cluster.deliver()
+    engine = cluster[follower].engine
+    assert engine.memberships.index <= engine.commit_index
+    with pytest.raises(ChangeUnderway):
+        engine.change(of("n1", "n2"))
+    cluster.settle(0.1)
+    assert engine.change(of("n1", "n2")) > engine.commit_index
+
+
+def test_a_voter_whose_folder_is_exchanged_begins_with_nothing(network: Maker) -> None:
+    """What its old folder had acknowledged counts no more, also when that was heard after the change."""
+    cluster = network(3)
+    cluster.settle()
+    leader = cluster.leader
+    node = next(name for name in cluster.names if name != leader)
+    engine = cluster[leader].engine
+    cluster.propose(leader, b"x")
+    cluster.cycle(leader)
+    assert engine.match_index(node)
+    cluster.change(leader, engine.configuration.with_member(node, LEARNER))
+    assert engine.match_index(node) == 0
+    cluster.settle(0.1)
+    assert engine.match_index(node) == engine.commit_index
+    cluster.unlink(leader, node)
+    assert engine.match_index(node) == 0
+
+
+@pytest.mark.parametrize("kind", ["prevote", "vote"])
+def test_a_folder_that_waits_to_be_added_does_not_vote(network: Maker, kind: str) -> None:
+    """It may be the new folder of a voter, and what that had promised is not in it. With a configuration it votes,
+    also as a learner: it may be a voter by one that it has not seen."""
+    cluster = network(3)
+    cluster.settle()
+    cluster.add("n4")
+    engine = cluster["n4"].engine
+    request = {"type": kind, "term": 9, "last_index": 50, "last_term": 99, "transfer": False}
+    engine.step("n1", request)
+    assert [message["granted"] for _, message in engine.held] == [False]
+    cluster.cycle("n4")
+    cluster.change(cluster.leader, cluster[cluster.leader].engine.configuration.with_member("n4", LEARNER))
+    cluster.settle(1)
+    assert engine.configuration.members["n4"] == LEARNER
+    cluster.now += 1
+    engine.step("n1", request | {"term": engine.term + 1})
+    assert [message["granted"] for _, message in engine.held] == [True]
+
+
+def test_a_change_and_a_transfer_are_never_under_way_together(network: Maker) -> None:
+    cluster = network(3)
+    cluster.settle()
+    leader = cluster.leader
+    engine = cluster[leader].engine
+    target, other = (name for name in cluster.names if name != leader)
+    cluster.change(leader, engine.configuration.without(target))
+    engine.transfer(target)
+    assert not engine.transferring
+    cluster.settle(0.2)
+    engine.transfer(other)
+    assert engine.transferring
+    with pytest.raises(ChangeUnderway):
+        engine.change(engine.configuration.without(other))
+
+
+def test_a_leader_that_removed_itself_leads_until_that_is_committed(network: Maker) -> None:
+    """It does not count itself for it (thesis, 4.2.2)."""
+    cluster = network(3)
+    cluster.settle()
+    leader = cluster.leader
+    engine = cluster[leader].engine
+    others = [name for name in cluster.names if name != leader]
+    cluster.isolate(others[1])
+    index = cluster.change(leader, engine.configuration.without(leader))
+    cluster.cycle(leader)
+    while cluster.wire:
+        cluster.deliver()
+    assert engine.is_leader
+    assert (engine.commit_index < index, engine.match_index(others[0])) == (True, index)
+    cluster.heal()
+    cluster.settle(1)
+    assert not engine.is_leader
+    assert cluster.leader in others
+    assert cluster[cluster.leader].engine.commit_index > index
+    assert engine.election_in < 1  # it lets time pass
+    cluster.settle(2)
+    assert cluster.leader in others
+
+
 class Unrest(Faults):
-    """As `Faults`, and the members change: nodes are added, promoted, made learners and removed, the leader too. Who lacks what the log holds no more gets a snapshot, at some later moment."""
+    """As `Faults`, and the members change: nodes are added, promoted, made learners and removed, the leader too. Who
+    lacks what the log holds no more gets a snapshot, at some later moment."""
 
     def __init__(self, network: Network) -> None:
         super().__init__(network)
@@ -105,14 +203,23 @@ class Unrest(Faults):
             network.add(f"n{len(network.names) + 1}")
         for name in network.names:
             if network[name].up and name not in network.paused:
-                self._change(name)
+                self._begin_changes(name)
                 self._offer(name)
         self._install()
 
-    def _change(self, name: str) -> None:
+    def _begin_changes(self, name: str) -> None:
+        """Several at once, as far as they are taken; sometimes by a leader that nobody hears from now on."""
         engine = self.network[name].engine
         if not engine.is_leader or not self._chance(0.02):
             return
+        if self._chance(0.1):
+            self.network.isolate(name)
+        self._change(name)
+        while engine.is_leader and self._chance(0.7):
+            self._change(name)
+
+    def _change(self, name: str) -> None:
+        engine = self.network[name].engine
         now = engine.configuration
         node = self.dice.choice(self.network.names)
         member = now.members.get(node)
@@ -124,7 +231,7 @@ class Unrest(Faults):
             after = now.with_member(node, VOTER)
         else:
             return
-        if len(after.voters) < 2:
+        if not after.voters:
             return
         with suppress(ChangeUnderway):
             self.network.change(name, after)
@@ -141,7 +248,8 @@ class Unrest(Faults):
         if self._snapshots and self._chance(0.2):
             node, snapshot = self._snapshots.pop(self.dice.randrange(len(self._snapshots)))
             member = self.network[node]
-            if member.up and node not in self.network.paused and not member.journal.dirty and not member.engine.is_leader:
+            free = member.up and node not in self.network.paused and not member.journal.dirty
+            if free and not member.engine.is_leader:
                 self.installed += member.install(snapshot)
                 self.network.cycle(node)
 
@@ -168,6 +276,7 @@ def test_random_changes_under_random_faults(network: Maker, seed: int, size: int
     unrest.settle(5)
     cluster.propose(cluster.leader, b"end")
     unrest.settle(1)
+    assert unrest.changes > 0
     leader = cluster[cluster.leader]
     members = [cluster[name] for name in leader.engine.configuration.members]
     assert leader.engine.memberships.index <= leader.engine.commit_index

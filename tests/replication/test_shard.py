@@ -467,3 +467,13 @@ async def test_a_digest_that_is_being_taken_ends_before_the_environment_is_close
         await cluster.kill("n1")
         assert ended.is_set()
         await asked
+
+
+async def test_what_made_a_commit_is_known_of_its_node_at_once(tmp_path: Path) -> None:
+    """Else an old copy of its folder, without just that entry, comes in unnoticed until the next heartbeat."""
+    async with shards(tmp_path) as cluster:
+        leader = await cluster.leader()
+        for _ in range(20):
+            committed = await leader.propose(enqueue(b"1"))
+            known = [leader._roster.match(node) for node in cluster.voters if node != leader.config.node_id]
+            assert max(known) >= committed.index

@@ -29,7 +29,7 @@ class Checkers:
         #: Set by the world when faults are over.
         self.liveness: Liveness | None = None
         self._raft = Raft(self.history)
-        self._majorities = Majorities(self._raft)
+        self._majorities = Majorities(self._raft, self.history)
         self._linearizable = Linearizable(self.history)
         self._digests = queue.Digests()
         self._digested: dict[str, int] = {}
@@ -58,9 +58,11 @@ class Checkers:
 
     def invoked(self, op: Op) -> None:
         self._linearizable.invoked(op)
+        self._majorities.invoked(op)
 
     def returned(self, op: Op) -> None:
         self._linearizable.returned(op)
+        self._majorities.returned(op)
         if self.liveness is not None:
             self.liveness.returned(op)
 

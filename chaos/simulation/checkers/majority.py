@@ -1,9 +1,12 @@
 """What a majority decided, as one can only see who sees all nodes at once: who leads, and what is committed.
 
-A leader has the votes of a majority of its voters, as these told it. It believes of a member only what that member has
-on its disk. What it commits is on the disks of a majority. A vote or an acknowledgement once given binds, so all of
-this holds exactly at every step of a leader; and each tells of a mistake long before the accident that it takes to
-make something of it.
+A leader has the votes of a majority of its voters, as these told it. It believes of a member only what that member told
+in this term, and has on its disk. What it commits is on the disks of a majority. A vote or an acknowledgement once
+given binds, so all of this holds exactly at every step of a leader; and each tells of a mistake long before the
+accident that it takes to make something of it.
+
+A read sees all that any node knew to be committed when it was invoked: ReadIndex promises that much, which is more than
+linearizability asks for.
 
 The voters of a leader may change in the step that is looked at: those before it will do as well.
 """
@@ -11,7 +14,7 @@ The voters of a leader may change in the step that is looked at: those before it
 from __future__ import annotations
 
 from raftq.chaos.simulation.checkers.raft import Raft
-from raftq.chaos.simulation.history import NodeView, Violation
+from raftq.chaos.simulation.history import History, NodeView, Op, Violation
 
 
 class _Disk:
@@ -23,12 +26,16 @@ class _Disk:
 
 
 class Majorities:
-    def __init__(self, raft: Raft) -> None:
-        self._raft = raft
+    def __init__(self, raft: Raft, history: History) -> None:
+        self._raft, self._history = raft, history
+        #: Of each read under way: what was committed when it was invoked.
+        self._committed: dict[int, int] = {}
         self._disks: dict[str, _Disk] = {}
         #: Nodes whose folder was wiped or exchanged, and has not answered a leader yet: what is believed of them was
         #: true of the folder before.
         self._void: set[str] = set()
+        #: (term, member) -> up to where it told in that term that it has the leader's log.
+        self._told: dict[tuple[int, str], int] = {}
         #: (term, candidate) -> who told it that it has its vote.
         self._votes: dict[tuple[int, str], set[str]] = {}
         #: Who leads a term, and up to where its commits were looked at.
@@ -61,28 +68,49 @@ class Majorities:
         self._check_beliefs(view, now.voters)
 
     def _check_beliefs(self, view: NodeView, voters: tuple[str, ...]) -> None:
-        """What a member told in this term it has, unless it has gone on to a later one."""
+        """What a member told in this term it has, unless it has gone on to a later one, or forgot all."""
         term = view.term
         for node in voters:
-            match, disk = view.match(node), self._disks.get(node)
-            if node == view.id or node in self._void or match < view.first_index:
+            match = view.match(node)
+            if node == view.id or match == 0:
                 continue
-            if disk is not None and disk.term > term:
+            what = f"{view.id}, leader of term {term}, believes that {node} has its log up to {match}"
+            told = self._told.get((term, node), 0)
+            if match > told:
+                raise Violation("a leader's beliefs", f"{what}, but in this term it told of {told}")
+            disk = self._disks[node]
+            if node in self._void or match < view.first_index or disk.term > term:
                 continue
-            if disk is None or disk.term < term or not self._holds(node, match, view.term_at(match)):
-                what = f"{view.id}, leader of term {term}, believes that {node} has its log up to {match}"
-                state = "was never met" if disk is None else f"is in term {disk.term}, with a log up to {disk.durable}"
-                raise Violation("a leader's beliefs", f"{what}, but that {state}")
+            if not self._holds(node, match, view.term_at(match)):
+                raise Violation("a leader's beliefs", f"{what}, but its log there is another, or ends before")
 
     def sent(self, node: str, target: str, message: dict[str, object]) -> None:
         kind = message["type"]
         if kind == "append_answer":  # it may crash before its step ends
             self._disks[node] = _Disk(self._raft.view(node))
             self._void.discard(node)
+            term, match = message["term"], message["match"]
+            assert isinstance(term, int)
+            assert isinstance(match, int)
+            if message["ok"]:
+                self._told[term, node] = max(self._told.get((term, node), 0), match)
         elif kind == "vote":
             self._vote(message["term"], node, node)
         elif kind == "vote_answer" and message.get("granted"):
             self._vote(message["asked"], target, node)
+
+    def invoked(self, op: Op) -> None:
+        if op.kind == "read":
+            self._committed[op.id] = self._history.last
+
+    def returned(self, op: Op) -> None:
+        committed = self._committed.pop(op.id, 0)
+        if op.view is not None and op.view.applied_index < committed:
+            raise Violation(
+                "reads see what was committed",
+                f"read {op.id} of {op.client} at {op.node}, {op.invoked_at:.6f} to {op.returned_at:.6f}, saw index "
+                f"{op.view.applied_index}, but {committed} was committed when it was invoked",
+            )
 
     def _vote(self, term: object, candidate: str, voter: str) -> None:
         assert isinstance(term, int)
