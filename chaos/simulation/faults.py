@@ -54,9 +54,11 @@ def schedule(dice: Random, names: list[str], seconds: float) -> list[Fault]:
 
 
 def storm(dice: Random, names: list[str], seconds: float, weights: dict[str, float]) -> list[Fault]:
-    """Of the kinds in `weights`, none of which loses data, and so without a rest; up to the end and beyond."""
+    """Of the kinds in `weights`, none of which loses data, and so without a rest; one a second, for as long as a run
+    may take."""
     draw = _Draw(dice, names, weights)
-    made = [draw.fault(CALM_SECONDS + seconds * dice.random(), 2 * seconds) for _ in range(int(seconds))]
+    longest = 1.5 * seconds
+    made = [draw.fault(CALM_SECONDS + longest * dice.random(), 2 * longest) for _ in range(int(longest))]
     return sorted(made, key=lambda fault: fault.at)
 
 

@@ -31,6 +31,8 @@ class Mutation(NamedTuple):
     seed: int = 0
     #: Members at the beginning, where it takes so many. None: by the seed.
     nodes: int | None = None
+    #: Not met on the seeds tried so far: the test that finds it instead, or "" where none does yet.
+    instead: str | None = None
 
 
 def transformers(name: str) -> dict[str, Callable[[str], str]]:
@@ -80,6 +82,7 @@ _ALL: Final = (
         "A leader counts itself for entries that are not on its disk (one voter).",
         (_engine("            return self.journal.durable_index\n", "            return self.journal.last_index\n"),),
         nodes=1,
+        instead="tests/replication/test_engine.py::test_a_leader_counts_itself_only_once_its_entry_is_durable",
     ),
     Mutation(
         "forget-the-vote",
@@ -95,6 +98,7 @@ _ALL: Final = (
                 "            self._ballot_pending = votedForNodeId is not None\n",
             ),
         ),
+        seed=5,
     ),
     Mutation(
         "apply-twice-after-a-restart",
@@ -115,11 +119,13 @@ _ALL: Final = (
                 "batch.truncate_from = self._truncate_from = None",
             ),
         ),
+        seed=5,
     ),
     Mutation(
         "durable-index-not-lowered",
         "After a truncation the log counts as durable up to where it was before.",
         (_journal("            self.durable_index = index - 1\n", ""),),
+        seed=5,
     ),
     # The log
     Mutation(
@@ -141,6 +147,7 @@ _ALL: Final = (
                 "        return self.journal.term_at(index) is not None\n",
             ),
         ),
+        seed=5,
     ),
     Mutation(
         "commit-beyond-what-was-verified",
@@ -150,11 +157,13 @@ _ALL: Final = (
                 'commit = min(message["commit"], verified)', 'commit = min(message["commit"], self.journal.last_index)'
             ),
         ),
+        instead="tests/replication/test_engine.py::test_what_this_leader_has_not_verified_is_not_committed",
     ),
     Mutation(
         "match-what-was-not-verified",
         "A follower answers an append with the end of its log.",
         (_engine("ok=True, match=verified, hint=0)", "ok=True, match=self.journal.last_index, hint=0)"),),
+        instead="tests/replication/test_engine.py::test_what_this_leader_has_not_verified_is_not_committed",
     ),
     Mutation(
         "ignore-the-term-in-an-answer",
@@ -164,6 +173,7 @@ _ALL: Final = (
                 'message["term"] != self.__raftCurrentTerm or node not in self._progress', "node not in self._progress"
             ),
         ),
+        instead="tests/replication/test_engine.py::test_an_answer_of_another_term_does_not_count",
     ),
     Mutation(
         "commit-an-older-term-by-counting",
@@ -174,6 +184,7 @@ _ALL: Final = (
                 "if index > self.__raftCommitIndex:",
             ),
         ),
+        seed=1,
     ),
     Mutation(
         "commit-without-a-majority",
@@ -201,6 +212,7 @@ _ALL: Final = (
             ),
         ),
         nodes=5,
+        instead="tests/replication/test_engine.py::test_a_vote_counts_once_however_often_it_is_heard",
     ),
     Mutation(
         "vote-for-a-shorter-log",
@@ -210,6 +222,7 @@ _ALL: Final = (
                 '        return (message["last_term"], message["last_index"]) >= mine\n', "        return bool(mine)\n"
             ),
         ),
+        seed=3,
     ),
     Mutation(
         "vote-twice-in-a-term",
@@ -225,6 +238,7 @@ _ALL: Final = (
                 "            term <= self.__raftCurrentTerm\n            and self.__votedForNodeId",
             ),
         ),
+        instead="",
     ),
     Mutation(
         "lead-on-in-a-higher-term",
@@ -235,6 +249,7 @@ _ALL: Final = (
                 "        if term > self.__raftCurrentTerm and not asks_for_votes and not self.is_leader:\n",
             ),
         ),
+        seed=4,
     ),
     Mutation(
         "lose-what-is-held",
@@ -251,6 +266,7 @@ _ALL: Final = (
         "read-without-a-round",
         "A leader answers reads without asking whether it still leads.",
         (_cycle("self._reads.begin(engine.commit_index, engine.round)", "self._reads.begin(engine.commit_index, 0)"),),
+        seed=7,
     ),
     Mutation(
         "count-stale-rounds",
@@ -261,6 +277,7 @@ _ALL: Final = (
                 "            progress.round, progress.confirmed = self._round, self.clock()",
             ),
         ),
+        instead="tests/replication/test_engine.py::test_an_answer_confirms_its_own_round_and_no_later_one",
     ),
     Mutation(
         "read-before-the-own-term",
@@ -270,11 +287,13 @@ _ALL: Final = (
                 "if self._reads.waiting and engine.own_term_committed:", "if self._reads.waiting and engine.is_leader:"
             ),
         ),
+        seed=5,
     ),
     Mutation(
         "read-before-applied",
         "A read is answered from tables that are behind the commit index.",
         (Edit("pending", " and self.begun[0][0] <= applied_index:", ":"),),
+        instead="",
     ),
     # What clients are told
     Mutation(
@@ -287,6 +306,7 @@ _ALL: Final = (
                 "        _end(waiters, lambda: NotLeader(None))\n",
             ),
         ),
+        seed=1,
     ),
     # Time
     Mutation(
@@ -304,6 +324,7 @@ _ALL: Final = (
             ),
             Edit("clock", "Clocks(max(last.lease_ms, self._told_lease_ms), last.wall_ms)", "last"),
         ),
+        seed=1,
     ),
     # Members
     Mutation(
@@ -315,6 +336,7 @@ _ALL: Final = (
                 "matches = sorted((self.match_index(each) or 0 for each in self.configuration.members), reverse=True)",
             ),
         ),
+        seed=4,
     ),
     Mutation(
         "two-changes-at-once",
@@ -326,11 +348,13 @@ _ALL: Final = (
             ),
             Edit("changes", "engine.memberships.index > engine.commit_index or ", ""),
         ),
+        instead="",
     ),
     Mutation(
         "configuration-survives-truncation",
         "A configuration that is cut off the log stays in force.",
         (_engine("                self.memberships.truncate(index)\n", ""),),
+        instead="tests/replication/test_membership_engine.py::test_random_changes_under_random_faults",
     ),
     Mutation(
         "a-new-folder-counts-as-the-old-one",
@@ -347,6 +371,7 @@ _ALL: Final = (
                 "        if not uuid:\n",
             ),
         ),
+        instead="tests/replication/test_roster.py::test_of_a_member_that_no_configuration_names_by_folder_the_first_one_met_counts",
     ),
     Mutation(
         "admit-an-old-copy",
@@ -369,6 +394,7 @@ _ALL: Final = (
                 "        if applied <= self.__raftCommitIndex or self.is_leader:\n", "        if self.is_leader:\n"
             ),
         ),
+        seed=1,
     ),
     Mutation(
         "take-the-senders-vote-from-a-snapshot",
@@ -383,6 +409,7 @@ _ALL: Final = (
                 "        if term < 0:\n",
             ),
         ),
+        seed=5,
     ),
     Mutation(
         "compact-below-a-transfer",
@@ -398,6 +425,7 @@ _ALL: Final = (
                 "        elif self._held.head.index < 0:\n",
             ),
         ),
+        instead="",
     ),
     # Digests
     Mutation(
@@ -413,6 +441,7 @@ _ALL: Final = (
                 "                if index > engine.commit_index:\n",
             ),
         ),
+        seed=1,
     ),
 )
 

@@ -20,6 +20,7 @@ import asyncio
 import logging
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, Protocol
@@ -81,6 +82,9 @@ WEATHER = {
     "lossy": 8.0,
     "drift_clock": 0.5,
 }
+
+#: Entries that a leader takes before they are committed.
+UNCOMMITTED_MAX = 64
 
 _EXPIRE = commands.encode(commands.Expire())
 _NOTHING = commands.encode(commands.TakeDigest())
@@ -617,6 +621,8 @@ class StockShard:
         entry = entries.encode(clocks, [command], REGULAR)
         if not raft.fits(entry):
             raise Overloaded(f"{len(entry)} bytes do not fit into a message")
+        if raft.last_index - raft.raftCommitIndex > UNCOMMITTED_MAX:  # fault 19
+            raise Overloaded(f"{raft.last_index - raft.raftCommitIndex} entries are not committed")
         future: asyncio.Future[Committed] = self._loop.create_future()
         raft.propose(entry, lambda committed, reason: self._told(future, committed, reason))
         self._soon()
@@ -786,8 +792,9 @@ class StockShard:
         clocks = self._clocks()
         due = zip(self.machine.next_due(), clocks, strict=True)
         if any(at is not None and at <= now for at, now in due):
-            self._expiring = True
-            self.propose(_EXPIRE).add_done_callback(self._expired)
+            with suppress(Overloaded):
+                self.propose(_EXPIRE).add_done_callback(self._expired)
+                self._expiring = True
 
     def _expired(self, written: asyncio.Future[Committed]) -> None:
         written.exception()
