@@ -39,9 +39,6 @@ from raftq.storage.machine.views import Delivery, View
 
 __all__ = ["InvariantBroken", "Machine"]
 
-#: The newest rules that this code knows (`commands.SetVersion`).
-VERSION_MAX = 1
-
 #: Of the rules: the highest that this code knows. 1: as released first. 2: sparse batches are rewritten.
 VERSION_MAX = 2
 
