@@ -471,13 +471,19 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
 
     def _on_next_node_idx(self, node: Node, message: Message) -> None:
         """Fault 5: an answer of another term says nothing. Fault 1 stays, since it is waste alone, and the way into 2;
-        but the next index is never beyond the log, from where it would not come back."""
+        but the next index is never beyond the log, from where it would not come back. Nor does a refusal take it
+        forward: of several messages under way the later ones are refused for want of the first, and the log that
+        conflicts would never be brought into line."""
         if self._fault != 5 and message["term"] != self.__raftCurrentTerm:
             self._on_higher_term(node, message)
             return
+        before = self.__raftNextIndex.get(node)
         super().__onMessageReceived(node, message)
         if self.__raftState == _RAFT_STATE.LEADER:
-            self.__raftNextIndex[node] = min(self.__raftNextIndex[node], self.__getCurrentLogIndex() + 1)
+            after = min(self.__raftNextIndex[node], self.__getCurrentLogIndex() + 1)
+            if message["reset"] and before is not None:
+                after = max(min(after, before), self.__raftMatchIndex[node] + 1)
+            self.__raftNextIndex[node] = after
 
     def __sendNextNodeIdx(
         self, node: Node, reset: bool = False, nextNodeIdx: int | None = None, success: bool = False

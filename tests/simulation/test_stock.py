@@ -212,6 +212,25 @@ def test_of_a_longer_log_and_a_higher_term_none_leads_if_29_is_left_in(stock: Ma
     assert led == (left_in != 29)
 
 
+def test_a_log_that_conflicts_behind_a_long_backlog_is_brought_into_line(stock: Maker) -> None:
+    """The leader sends in several messages at once, and each is refused: the refusals of the later ones must not take it
+    forward again, or it goes back by one entry for ever. Not on the list of faults; the simulator found it."""
+    cluster = stock(fault=0, append_bytes=200)
+    cluster.elect("a", "b", "c")
+    cluster.cut("a", "b", "c")
+    for number in range(4):
+        cluster["a"].propose(f"lost {number}")
+    cluster.elect("b", "c")
+    for number in range(30):
+        cluster.write("b", f"kept {number}".ljust(60))
+        cluster.exchange("b", "c")
+    cluster.heal("a", "b")
+    for _ in range(20):
+        cluster.exchange("a", "b", "c")
+        cluster.step("b", "a")
+    assert [value.strip() for value in cluster["a"].applied] == [f"kept {number}" for number in range(30)]
+
+
 def test_a_healthy_leader_leads_on(stock: Maker) -> None:
     """Fault 17 is corrected."""
     assert leads_on_after_a_node_comes_back(stock(fault=0))
