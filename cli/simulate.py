@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from raftq.chaos.simulation.faults import MIXED, WEATHERS
 from raftq.chaos.simulation.verdict import OPERATIONS_MIN, SECONDS_MIN, Options, Result
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _NEVER_MET_MAX = 200
 @click.option("--nodes", type=click.IntRange(1, 9), help="Members at the beginning.  [default: 3, 5 or 7, by the seed]")
 @click.option("--seconds", type=float, default=SECONDS_MIN, show_default=True, help="Simulated, with faults.")
 @click.option("--operations", type=int, default=OPERATIONS_MIN, show_default=True, help="Of clients, at least.")
+@click.option("--weather", type=click.Choice([MIXED, *WEATHERS]), help="Faults.  [default: by the seed, mostly mixed]")
 @click.option("--keep", help="Of the schedule, only the faults at these places: 0,3,17, or none.")
 @click.option("--mutation", help="Break the engine in this way first (raftq.chaos.simulation.mutations).")
 @click.option("--stock", help="Run stock pysyncobj with this fault left in (raftq.chaos.simulation.stock).")
@@ -43,6 +45,7 @@ def simulate(
     nodes: int | None,
     seconds: float,
     operations: int,
+    weather: str | None,
     keep: str | None,
     mutation: str | None,
     stock: str | None,
@@ -56,6 +59,7 @@ def simulate(
         nodes=nodes,
         seconds=seconds,
         operations=operations,
+        weather=weather,
         keep=_places(keep),
         mutation=mutation,
         stock=stock,

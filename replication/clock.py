@@ -33,6 +33,8 @@ class ClusterClock:
         #: Lease time as the last leader told it, and when this node's clock was last compared with others'.
         self._told_lease_ms = 0
         self._compared = 0.0
+        #: The quorum's median less our monotonic clock, as a leader told it, and when.
+        self._told = (0.0, float("-inf"))
         #: Follower -> (its wall clock less our monotonic one in milliseconds, when that was measured). Not against our
         #: wall clock: a jump of that one must not move the others'.
         self._found: dict[str, tuple[float, float]] = {}
@@ -61,11 +63,16 @@ class ClusterClock:
         self._found[node] = (wall_ms - (sent + trip / 2) * 1000, now)
 
     def follow(self, wall_ms: int, lease_ms: int) -> None:
-        """Follower: the leader says that the quorum's median is `wall_ms` (0: it does not know yet), and lease time."""
+        """Follower: the leader says that the quorum's median is `wall_ms` (0: it does not know yet), and lease time. It
+        may have said so long ago: of the last while that counts which was the nearest to this node's clock."""
         self._quorum = None
         if wall_ms:
-            self.offset_ms = self._wall() * 1000 - wall_ms
-            self._compared = self._monotonic()
+            now = self._compared = self._monotonic()
+            own = (self._wall() - now) * 1000
+            told = wall_ms - now * 1000
+            if now - self._told[1] > _SAMPLE_AGE_MAX or abs(own - told) <= abs(own - self._told[0]):
+                self._told = (told, now)
+            self.offset_ms = own - self._told[0]
             self._told_lease_ms = max(self._told_lease_ms, lease_ms)
 
     def now(self) -> Clocks | None:

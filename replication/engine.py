@@ -577,7 +577,7 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
     def _send_append(self, node: str, shared: dict[int, Message] | None = None) -> None:
         peer, progress = self._nodes[node], self._progress[node]
         # The log was cut below what it has, which may be more than it said in this term, or too far for it.
-        next_index = max(self.__raftNextIndex[peer], self.journal.first_index + 1)
+        next_index = self.__raftNextIndex[peer] = max(self.__raftNextIndex[peer], self.journal.first_index + 1)
         message = (shared or {}).get(next_index)
         full = progress.in_flight_bytes >= self.flow.bytes or len(progress.in_flight) >= self.flow.entries
         if full or progress.lacks or (progress.probing and progress.in_flight):

@@ -114,6 +114,10 @@ class Clients:
         """One more write, repeated until it succeeds."""
         self.begin(self._clients[0].probe())
 
+    def read_for(self, seconds: float) -> None:
+        for client in [*self._clients, *self._clients]:
+            self.begin(client.read_for(seconds))
+
     @property
     def idle(self) -> bool:
         """Nothing is under way."""
@@ -156,6 +160,12 @@ class _Client:
     async def probe(self) -> None:
         while await self._attempt_write(commands.encode(self._enqueue(JOBS)), 0.5) is None:
             await asyncio.sleep(0.02)
+
+    async def read_for(self, seconds: float) -> None:
+        until = self._cluster.now() + seconds
+        while self._cluster.now() < until and not self._all.stopped:
+            await self._ask(self._question(self._dice.choice(QUEUES)))
+            await asyncio.sleep(0.02 * self._dice.random())
 
     async def _session(self) -> None:
         dice = self._dice

@@ -24,6 +24,11 @@ QUIET_SECONDS: Final = 9.0
 #: Into a quiet period until the folder is touched.
 SETTLE_SECONDS: Final = 3.0
 FAULTS_MIN: Final = 20
+#: Most faults last so long at most.
+LASTS: Final = 6.0
+#: The ordinary schedule, of all kinds; so large a part of the seeds has a storm instead.
+MIXED: Final = "mixed"
+STORMS: Final = 0.2
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -53,13 +58,42 @@ def schedule(dice: Random, names: list[str], seconds: float) -> list[Fault]:
     return sorted(made, key=lambda fault: fault.at)
 
 
-def storm(dice: Random, names: list[str], seconds: float, weights: dict[str, float]) -> list[Fault]:
-    """Of the kinds in `weights`, none of which loses data, and so without a rest; one a second, for as long as a run
-    may take."""
-    draw = _Draw(dice, names, weights)
+class Weather(msgspec.Struct, frozen=True, kw_only=True):
+    """A storm of a few kinds of faults, none of which loses data, under conditions that make them tell."""
+
+    weights: dict[str, float]
+    #: Most faults last so many seconds at most.
+    lasts: float = LASTS
+    #: In place of what the seed draws: fields of `Flow`, of `ShardConfig`. Snapshots come fast, since faults end with
+    #: many nodes that lack much.
+    flow: dict[str, int] = {}
+    limits: dict[str, Any] = {}
+    #: All the time: at most so large a part of all messages ("lost", "repeated", "overtaken").
+    chances: dict[str, float] = {}
+    #: All the time: each way takes so many times as long, at most.
+    slow: float = 1.0
+    #: A minority, as large as it may be, is down when faults end.
+    dying: bool = False
+
+
+def storm(dice: Random, names: list[str], seconds: float, weather: Weather) -> list[Fault]:
+    """Without a rest, one a second, for as long as a run may take."""
+    draw = _Draw(dice, names, weather.weights, weather.lasts)
     longest = 1.5 * seconds
-    made = [draw.fault(CALM_SECONDS + longest * dice.random(), 2 * longest) for _ in range(int(longest))]
+    count = max(int(longest), FAULTS_MIN)
+    made = [draw.fault(CALM_SECONDS + longest * dice.random(), 2 * longest) for _ in range(count)]
+    if weather.chances:
+        chances = {name: round(most * dice.random(), 4) for name, most in weather.chances.items()}
+        made.append(Fault(CALM_SECONDS, "lossy", {"lasts": 2 * longest, **chances}))
+    if weather.slow > 1.0:
+        factor = round(weather.slow ** dice.random(), 1)
+        made.append(Fault(CALM_SECONDS, "slow_network", {"lasts": 2 * longest, "factor": factor}))
     return sorted(made, key=lambda fault: fault.at)
+
+
+def weather_of(dice: Random) -> str:
+    """What a seed draws for itself."""
+    return dice.choice(sorted(WEATHERS)) if dice.random() < STORMS else MIXED
 
 
 def _quiet_periods(dice: Random, seconds: float) -> list[tuple[float, float]]:
@@ -77,14 +111,19 @@ def _busy_periods(quiet: list[tuple[float, float]], seconds: float) -> list[tupl
 class _Draw:
     """Draws faults of the kinds that this seed leans to, each with a weight of its own."""
 
-    def __init__(self, dice: Random, names: list[str], weights: dict[str, float] | None = None) -> None:
-        self._dice, self._names = dice, names
+    def __init__(
+        self, dice: Random, names: list[str], weights: dict[str, float] | None = None, lasts: float = LASTS
+    ) -> None:
+        self._dice, self._names, self._lasts = dice, names, lasts
+        #: Seconds from a fault to its latest end.
+        self._left = lasts
         self._weights = {kind: weight * (0.2 + dice.random() * 2) for kind, weight in (weights or _WEIGHTS).items()}
 
     def fault(self, at: float, end: float) -> Fault:
         dice = self._dice
         kind = dice.choices(list(self._weights), list(self._weights.values()))[0]
-        lasts = round(min(0.05 + dice.random() ** 2 * 6, max(end - at, 0.05)), 3)
+        self._left = max(end - at, 0.05)
+        lasts = round(min(0.05 + dice.random() ** 2 * self._lasts, self._left), 3)
         return Fault(round(at, 3), kind, getattr(self, f"_{kind}")(lasts))
 
     def bad_network(self, begin: float, end: float) -> Fault:
@@ -145,6 +184,12 @@ class _Draw:
         factor = round(10 ** (1 + 1.6 * self._dice.random()), 1)
         return {"source": self._one(), "target": self._dice.choice(self._names), "lasts": lasts, "factor": factor}
 
+    def _late_answers(self, lasts: float) -> dict[str, Any]:
+        """Half of the time, or more, is for another to lead, while answers from before still arrive."""
+        late = 0.4 + 0.8 * self._dice.random()
+        lasts = min(4 * late + lasts, self._left)
+        return {"node": self._one(), "late": round(min(late, lasts / 4), 3), "lasts": round(lasts, 3)}
+
     def _lossy(self, lasts: float) -> dict[str, Any]:
         most = {"lost": 0.15, "repeated": 0.6, "overtaken": 0.4}
         chances = {name: round(chance * self._dice.random() ** 2, 4) for name, chance in most.items()}
@@ -192,8 +237,16 @@ class _Draw:
     def _upgrade(self, _lasts: float) -> dict[str, Any]:
         return {"apart": round(0.3 + 2 * self._dice.random(), 3)}
 
-    def _digest(self, _lasts: float) -> dict[str, Any]:
-        return {}
+    def _digest(self, lasts: float) -> dict[str, Any]:
+        count = self._dice.choice([1, 4, 8, 16])
+        silent = round(min(lasts, 0.1 + 0.4 * self._dice.random()), 3) if count > 1 else 0.0
+        return {"count": count, "apart": round(0.03 * self._dice.random(), 3), "silent": silent}
+
+    def _crowd(self, lasts: float) -> dict[str, Any]:
+        """Of operators; in half of the cases the leader is cut off right after."""
+        changes = self._dice.sample(["grow", "shrink", "swap", "transfer"], self._dice.randint(1, 4))
+        after = round(0.02 * self._dice.random() ** 2, 4)
+        return {"changes": changes, "node": self._one(), "after": after, "lasts": lasts if self._coin() else 0.0}
 
     def _coin(self) -> bool:
         return self._dice.random() < 0.5
@@ -210,6 +263,7 @@ _WEIGHTS: Final = {
     "partition": 1.5,
     "reset": 1.5,
     "slow_link": 1.5,
+    "late_answers": 1.0,
     "lossy": 2.0,
     "slow_disk": 1.0,
     "hang_disk": 1.0,
@@ -221,8 +275,48 @@ _WEIGHTS: Final = {
     "grow": 1.0,
     "shrink": 1.0,
     "swap": 1.0,
+    "crowd": 1.0,
     "upgrade": 0.7,
     "backup": 0.3,
     "inspect": 0.3,
-    "digest": 0.5,
+    "digest": 1.0,
+}
+
+WEATHERS: Final = {
+    # Leaders come and go, and votes with them: few elections succeed at once, and the cluster is left as it stands.
+    "elections": Weather(
+        weights={"crash": 3.0, "crash_many": 1.0, "pause": 1.0, "isolate": 6.0, "partition": 2.0, "slow_disk": 2.0},
+        limits={"chunk_bytes": 20_000},
+        chances={"lost": 0.4, "repeated": 0.6, "overtaken": 0.3},
+        dying=True,
+    ),
+    # Answers are on their way for so long that their sender or their receiver has gone on to another term.
+    "stalls": Weather(
+        weights={
+            "transfer": 6.0,
+            "late_answers": 6.0,
+            "cut": 3.0,
+            "isolate": 4.0,
+            "slow_link": 3.0,
+            "slow_disk": 2.0,
+            "partition": 2.0,
+        },
+        lasts=1.5,
+        limits={"chunk_bytes": 20_000},
+        chances={"repeated": 0.2, "overtaken": 0.4},
+        slow=100.0,
+    ),
+    # A leader is cut off with much in its log that others have in part, and is brought into line in small steps.
+    "divergence": Weather(
+        weights={"isolate": 6.0, "cut": 3.0, "partition": 2.0, "pause": 1.0, "crash": 1.0},
+        flow={"append_bytes": 100},
+        limits={
+            "chunk_bytes": 20_000,
+            "entry_bytes": 300,
+            "uncommitted_bytes": 100_000,
+            "waiting_commands": 200,
+            "ride": 0.0,
+        },
+        slow=100.0,
+    ),
 }

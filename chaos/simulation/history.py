@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 import msgspec
 
 from raftq.replication.engine import REGULAR
+from raftq.replication.membership import Configuration
 from raftq.storage.machine import commands, entries
 from raftq.storage.machine.entries import Clocks
 from raftq.storage.machine.ports import Txn
@@ -114,6 +115,11 @@ class NodeView(Protocol):
         ...
 
     def voters(self) -> tuple[str, ...]: ...
+    @property
+    def configuration(self) -> Configuration:
+        """In force."""
+        ...
+
     def digest(self) -> tuple[int, str]:
         """(applied index, hexadecimal digest) of its tables."""
         ...

@@ -54,6 +54,10 @@ class Arena(Protocol):
         """With this folder."""
         ...
 
+    def read_for(self, seconds: float) -> None:
+        """Clients ask one question after the other."""
+        ...
+
 
 class Nemesis:
     def __init__(self, arena: Arena) -> None:
@@ -65,8 +69,12 @@ class Nemesis:
         #: What is broken now, and how it is mended.
         self._mends: dict[int, Callable[[], None]] = {}
         self._number = 0
-        #: What the operator is about, and tries until it is done.
-        self.doing: str | None = None
+        #: What operators are about, and try until it is done.
+        self._doing: dict[str, None] = {}
+
+    @property
+    def doing(self) -> str | None:
+        return ", ".join(self._doing) or None
 
     def plan(self, faults: list[Fault]) -> None:
         for fault in faults:
@@ -82,6 +90,9 @@ class Nemesis:
     def heal(self, dead: Sequence[SimNode] = ()) -> None:
         """Everything that is broken is mended now, and every node is started but the `dead`. No more faults."""
         self._over = True
+        self._make_whole(dead)
+
+    def _make_whole(self, dead: Sequence[SimNode] = ()) -> None:
         mends, self._mends = self._mends, {}
         for mend in mends.values():
             mend()
@@ -93,6 +104,10 @@ class Nemesis:
                 node.start()
         for node in dead:
             node.kill(power=True)
+
+    def _later(self, seconds: float, call: Callable[..., object], *arguments: Any) -> None:
+        """Of a fault that takes a while, unless faults are over by then."""
+        self._scheduler.after(seconds, lambda: self._over or call(*arguments))
 
     def _until(self, lasts: float, mend: Callable[[], None]) -> None:
         self._number += 1
@@ -173,6 +188,25 @@ class Nemesis:
         link.slow = factor
         self._until(lasts, lambda: setattr(link, "slow", 1.0))
 
+    def _slow_network(self, lasts: float, factor: float) -> None:
+        self._network.slow = factor
+        self._until(lasts, lambda: setattr(self._network, "slow", 1.0))
+
+    def _late_answers(self, node: str, late: float, lasts: float) -> None:
+        """What others say to a node, mostly the leader, takes long to arrive; then they do not hear it any more, so
+        that it hears of its leadership while another leads."""
+        found = self._node(node)
+        links = [
+            self._network.link(other.address, found.address)
+            for other in self._arena.nodes.values()
+            if other is not found
+        ]
+        for link in links:
+            link.late = late
+            self._until(lasts, lambda link=link: setattr(link, "late", 0.0))  # type: ignore[misc]
+        self._later(2 * late, self._isolate, found.id, lasts - 2 * late, True, "out")
+        self._later(2 * late, self._arena.read_for, lasts - 2 * late)
+
     def _lossy(self, lasts: float, **chances: float) -> None:
         now = Chances(**chances)
         self._lossy_now.append(now)
@@ -230,14 +264,24 @@ class Nemesis:
     def _transfer(self, targets: list[str | None], apart: float) -> None:
         """In quick succession, so that a node may lead again before what it sent the last time has arrived."""
         for place, target in enumerate(targets):
-            self._scheduler.after(apart * place, self._transfer_now, target)
+            self._later(apart * place, self._transfer_now, target)
 
     def _transfer_now(self, target: str | None) -> None:
         leader = self._arena.leader()
         if leader is not None:
             leader.ask(lambda shard: shard.transfer(target), self._told(f"transfer to {target}"))
 
-    def _digest(self) -> None:
+    def _digest(self, count: int, apart: float, silent: float) -> None:
+        """Clients read meanwhile. For a while nobody answers the leader: then it commits all of these at once, and
+        stops at each of them for a commit, which takes long."""
+        if silent and (leader := self._arena.leader()) is not None:
+            self._isolate(leader.id, silent, keep=True, way="in")
+            self._slow_disk(leader.id, count * apart + silent + 0.3, 10.0)
+        for place in range(count):
+            self._later(apart * place, self._digest_now)
+        self._arena.read_for(count * apart + silent + 0.3)
+
+    def _digest_now(self) -> None:
         leader = self._arena.leader()
         if leader is not None:
             leader.ask(lambda shard: shard.digest(), self._told("digest"))
@@ -261,7 +305,7 @@ class Nemesis:
     def _upgrade(self, apart: float) -> None:
         """One node after the other is stopped and started in the newer version."""
         for place, node in enumerate(self._arena.nodes.values()):
-            self._scheduler.after(apart * place, self._upgrade_one, node)
+            self._later(apart * place, self._upgrade_one, node)
 
     def _upgrade_one(self, node: SimNode) -> None:
         node.stop()
@@ -275,15 +319,30 @@ class Nemesis:
         node.kill()
         node.start()
 
-    def _grow(self) -> None:
+    def _crowd(self, changes: list[str], node: str, after: float, lasts: float) -> None:
+        """Operators who do not know of each other ask at one moment; and the leader is cut off with what it began."""
+        for change in changes:
+            if change == "grow":
+                self._grow(alone=False)
+            elif change == "shrink":
+                self._shrink(node, alone=False)
+            elif change == "swap":
+                self._swap(node, alone=False)
+            else:
+                self._transfer_now(None)
+        if lasts:
+            self._later(after, self._isolate, "leader", lasts, False, "both")
+
+    def _grow(self, *, alone: bool = True) -> None:
         spare = next((node for node in self._arena.nodes.values() if not node.name_in_use), None)
-        if spare is not None and self.doing is None:
+        if spare is not None and not (alone and self.doing):
             self._join(spare, replaces=None)
 
-    def _shrink(self, node: str) -> None:
+    def _shrink(self, node: str, *, alone: bool = True) -> None:
         found = self._node(node)
         members = self._arena.members()
-        if len(members) > _MEMBERS_MIN and found.id in members and self.doing is None:
+        leaving = sum(what.startswith("remove") for what in self._doing)
+        if len(members) - leaving > _MEMBERS_MIN and found.id in members and not (alone and self.doing):
             self._operate(
                 f"remove {found.id}",
                 lambda shard: shard.remove(found.id),
@@ -291,11 +350,11 @@ class Nemesis:
                 lambda: self._scheduler.after(3 * self._dice.random(), self._retire, found),
             )
 
-    def _swap(self, node: str) -> None:
+    def _swap(self, node: str, *, alone: bool = True) -> None:
         """A node that works, often the leader, is replaced by another."""
         found = self._node(node)
         spare = next((other for other in self._arena.nodes.values() if not other.name_in_use), None)
-        if spare is not None and self.doing is None and found.id in self._arena.members():
+        if spare is not None and not (alone and self.doing) and found.id in self._arena.members():
             self._join(spare, replaces=found.id)
             self._scheduler.after(4.0, self._retire, found)
 
@@ -324,14 +383,14 @@ class Nemesis:
 
     def _operate(self, what: str, call: Request, done: Callable[[], bool], then: Callable[[], object]) -> None:
         """Ask whoever leads, until it is done."""
-        self.doing = what
+        self._doing[what] = None
         self._attempt(what, call, done, then)
 
     def _attempt(self, what: str, call: Request, done: Callable[[], bool], then: Callable[[], object]) -> None:
-        if self.doing != what:
+        if what not in self._doing:
             return
         if done():
-            self.doing = None
+            del self._doing[what]
             then()
             return
         if (leader := self._arena.leader()) is not None:
@@ -340,20 +399,20 @@ class Nemesis:
 
     def _answered(self, what: str, then: Callable[[], object], result: Any) -> None:
         self._told(what)(result)
-        if isinstance(result, int) and self.doing == what:
-            self.doing = None
+        if isinstance(result, int) and what in self._doing:
+            del self._doing[what]
             then()
 
     # Lost data, and what is done about it
 
     def _wipe(self, node: str) -> None:
         """The folder is emptied under the node's name: it must be turned away, and is then replaced by its own name."""
-        self.heal()
+        self._make_whole()
         self._scheduler.after(SETTLE_SECONDS, self._ruin, node, SimNode.wipe)
 
     def _old_copy(self, node: str, age: float) -> None:
         """A copy of the folder takes its place that was made a while before."""
-        self.heal()
+        self._make_whole()
         found = self._node(node)
         self._number += 1
         copy = self._arena.folder / f"copy-{self._number}"
@@ -384,7 +443,7 @@ class Nemesis:
 
     def _exchange(self, node: str) -> None:
         """The machine is gone for good, and another takes its place."""
-        self.heal()
+        self._make_whole()
         self._scheduler.after(SETTLE_SECONDS, self._exchange_now, node)
 
     def _exchange_now(self, name: str) -> None:

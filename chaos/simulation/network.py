@@ -28,6 +28,8 @@ REDIAL_SECONDS_MAX: Final = 0.5
 REFUSED_SECONDS: Final = 1.0
 #: An end notices that nothing is acknowledged any more.
 UNACKNOWLEDGED_SECONDS: Final = (0.5, 4.0)
+#: However many things make a way slow: it is to be as fast as before soon after they end.
+SLOW_MAX: Final = 400.0
 _PREFIX_BYTES: Final = 4
 
 
@@ -36,6 +38,8 @@ class Link(msgspec.Struct):
 
     delay: float
     slow: float = 1.0
+    #: Seconds on top.
+    late: float = 0.0
     #: How many cuts are on it.
     cuts: int = 0
     #: What waits for the last cut to end; None: it is lost.
@@ -73,6 +77,8 @@ class Network:
         self.dice = scheduler.dice_for("network")
         self.chances = Chances()
         self.bytes_per_second = 50e6
+        #: Every way takes so many times as long.
+        self.slow = 1.0
         self._links: dict[tuple[str, str], Link] = {}
         self._listening: dict[str, SimPeers] = {}
         self._connections: dict[int, Connection] = {}
@@ -183,8 +189,10 @@ class Network:
     # Messages
 
     def delay(self, source: str, target: str) -> float:
-        link = self.link(source, target)
-        return link.delay * link.slow * (1 + 4 * self.dice.random() ** 6)
+        return self._delay_of(self.link(source, target))
+
+    def _delay_of(self, link: Link) -> float:
+        return link.late + link.delay * min(link.slow * self.slow, SLOW_MAX) * (1 + 4 * self.dice.random() ** 6)
 
     def send(self, connection: Connection, data: bytes) -> None:
         """A message, on its way."""
@@ -206,7 +214,7 @@ class Network:
     def _carry(self, link: Link, connection: Connection, data: bytes) -> None:
         now = self.scheduler.now
         connection.busy = max(connection.busy, now) + len(data) / self.bytes_per_second
-        arrives = connection.busy + link.delay * link.slow * (1 + 4 * self.dice.random() ** 6)
+        arrives = connection.busy + self._delay_of(link)
         if self.chances.overtaken and self.dice.random() < self.chances.overtaken:
             self.overtaken += 1
             arrives += 10 * link.delay * link.slow * 10 ** (2.5 * self.dice.random())  # into a later term, even

@@ -18,13 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from raftq.chaos.simulation import stock
 from raftq.chaos.simulation.checkers import Checkers, Liveness
 from raftq.chaos.simulation.clients import Clients
 from raftq.chaos.simulation.disk import folder_in_memory
-from raftq.chaos.simulation.faults import Fault, schedule, storm
+from raftq.chaos.simulation.faults import MIXED, WEATHERS, Fault, Weather, schedule, storm, weather_of
 from raftq.chaos.simulation.history import NodeView, Op, Seen, Violation
 from raftq.chaos.simulation.loop import Clock, NodeLoop, Scheduler
 from raftq.chaos.simulation.nemesis import Nemesis
@@ -77,7 +78,8 @@ class Simulation:
         self.network.bytes_per_second = dice.choice([50e6, 1e6, 200e3])
         size = options.nodes or dice.choice([3, 3, 3, 5, 5, 7])
         self._names = [f"n{number}" for number in range(1, size + 1)]
-        self._limits = _limits(scheduler)
+        self._weather = _weather(scheduler, options)
+        self._limits = _limits(scheduler, self._weather)
         right = Clock(scheduler, monotonic=0.0, wall=0.0)
         self.clients = NodeLoop(scheduler, right, dice, self._unexpected)  # type: ignore[abstract]
         spares = [f"n{number}" for number in range(size + 1, size + 1 + _SPARES)]
@@ -94,10 +96,11 @@ class Simulation:
         self.checkers = Checkers()
         self._work = Clients(_Front(self), _Judge(self), rate=1.1 * options.operations / options.seconds)
         self.nemesis = Nemesis(self)
-        if options.stock is None:
-            self.faults = schedule(scheduler.dice_for("faults"), self._names, options.seconds)
+        dice = scheduler.dice_for("faults")
+        if self._weather is None:
+            self.faults = schedule(dice, self._names, options.seconds)
         else:
-            self.faults = storm(scheduler.dice_for("faults"), self._names, options.seconds, stock.WEATHER)
+            self.faults = storm(dice, self._names, options.seconds, self._weather)
         self.failure: Failure | None = None
 
     def run(self) -> None:
@@ -121,7 +124,8 @@ class Simulation:
             return
         self.trace.line("----", "faults end")
         self._work.stop()
-        dead = self._minority() if self.scheduler.dice_for("dead").random() < 0.5 else []
+        dying = self._weather is not None and self._weather.dying
+        dead = self._minority(dying) if dying or self.scheduler.dice_for("dead").random() < 0.5 else []
         if dead:
             self._recover(dead)
         if not self.scheduler.stopped:
@@ -129,10 +133,11 @@ class Simulation:
         if not self.scheduler.stopped:
             self.judge(self.checkers.at_rest, self._live())
 
-    def _minority(self) -> list[SimNode]:
+    def _minority(self, largest: bool) -> list[SimNode]:
         voters = [self.nodes[name] for name in self._known_configuration().voters]
         dice = self.scheduler.dice_for("minority")
-        return dice.sample(voters, dice.randint(0, (len(voters) - 1) // 2))
+        most = (len(voters) - 1) // 2
+        return dice.sample(voters, most if largest else dice.randint(0, most))
 
     def _recover(self, dead: list[SimNode]) -> None:
         """Without the `dead` ones. Raises nothing: the judge is told."""
@@ -192,6 +197,9 @@ class Simulation:
     def is_member(self, name: str, uuid: str) -> bool:
         member = self._known_configuration().members.get(name)
         return member is not None and member.uuid == uuid
+
+    def read_for(self, seconds: float) -> None:
+        self.clients.call_soon(self._work.read_for, seconds)
 
     def _known_configuration(self) -> Configuration:
         """As the leader has it."""
@@ -300,18 +308,37 @@ class _Front:
         self._simulation.clients.create_task(coroutine)
 
 
-def _limits(scheduler: Scheduler) -> dict[str, Any]:
+def _weather(scheduler: Scheduler, options: Options) -> Weather | None:
+    """None: the ordinary schedule. Of what strikes stock, only what means something to it."""
+    if options.stock is not None and options.weather is None:
+        return stock.WEATHER
+    name = options.weather or weather_of(scheduler.dice_for("weather"))
+    if name == MIXED:
+        return None
+    weather = WEATHERS[name]
+    if options.stock is None:
+        return weather
+    weights = {kind: weight for kind, weight in weather.weights.items() if kind in stock.WEATHER.weights}
+    return msgspec.structs.replace(weather, weights=weights)
+
+
+def _limits(scheduler: Scheduler, weather: Weather | None) -> dict[str, Any]:
     """Fields of `ShardConfig`, small and different from seed to seed, so that every limit is met often."""
     dice = scheduler.dice_for("limits")
 
     def between(low: float, high: float) -> int:
         return int(low * (high / low) ** dice.random())
 
-    return {
+    limits: dict[str, Any] = {
         "timing": Timing(election_min=0.3, election_max=ELECTION_SECONDS, heartbeat=0.1),
         "tick": 0.05,
         "ride": dice.choice([0.0, 0.05, 0.2]),
-        "flow": Flow(entries=between(2, 64), bytes=between(300, 100_000), append_bytes=between(100, 20_000)),
+        "flow": Flow(
+            entries=between(2, 64),
+            bytes=between(300, 100_000),
+            append_bytes=between(100, 20_000),
+            lag_bytes=between(5_000, 500_000),
+        ),
         "disk_reserve_bytes": 1,
         "entry_bytes": between(100, 20_000),
         "waiting_commands": between(2, 200),
@@ -322,6 +349,9 @@ def _limits(scheduler: Scheduler) -> dict[str, Any]:
         "apply_bytes": between(200, 100_000),
         "slow_commit": 1.0,
     }
+    if weather is not None:
+        limits |= weather.limits | {"flow": msgspec.structs.replace(limits["flow"], **weather.flow)}
+    return limits
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from pysyncobj.transport import Transport
 from xxhash import xxh3_128
 
 from raftq.chaos.simulation.disk import SimEnvironment
+from raftq.chaos.simulation.faults import Weather
 from raftq.chaos.simulation.node import SimNode, Surroundings
 from raftq.replication import membership
 from raftq.replication.engine import REGULAR
@@ -68,20 +69,22 @@ FAULTS = {
 }
 #: The faults that a run is made of: those that mean something to a node whose members never change, and whose file is
 #: all that it has. Most of them are such that messages come late, twice or not at all while leaders change.
-WEATHER = {
-    "crash": 2.0,
-    "crash_at": 2.0,
-    "crash_many": 1.0,
-    "restart": 0.5,
-    "pause": 2.0,
-    "cut": 3.0,
-    "isolate": 4.0,
-    "partition": 3.0,
-    "reset": 1.0,
-    "slow_link": 2.0,
-    "lossy": 8.0,
-    "drift_clock": 0.5,
-}
+WEATHER = Weather(
+    weights={
+        "crash": 2.0,
+        "crash_at": 2.0,
+        "crash_many": 1.0,
+        "restart": 0.5,
+        "pause": 2.0,
+        "cut": 3.0,
+        "isolate": 4.0,
+        "partition": 3.0,
+        "reset": 1.0,
+        "slow_link": 2.0,
+        "lossy": 8.0,
+        "drift_clock": 0.5,
+    }
+)
 
 #: Entries that a leader takes before they are committed.
 UNCOMMITTED_MAX = 64

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import click
+import msgspec
 
 from raftq.chaos.simulation import mutations, workers
-from raftq.chaos.simulation.verdict import Options, Result
+from raftq.chaos.simulation.verdict import SECONDS_MIN, Options, Result
 
 #: A row that is not found on so many seeds goes unseen.
 SEEDS_MAX: Final = 60
@@ -69,49 +70,59 @@ class Found(NamedTuple):
         return f"{'ok  ' if self.well else 'BAD '} {said}" + ("" if self.well else f": {failure.details}")
 
 
-#: Number in docs/faults.md, what is left in, a seed that finds it, and the members that it takes.
+#: Number in docs/faults.md, what is left in, a seed that finds it, and what it takes.
 STOCK: Final = {
-    "truncate-on-every-append": (2, "A follower cuts its log behind every append.", 0, None),
+    "truncate-on-every-append": (2, "A follower cuts its log behind every append.", 0, Options()),
     "commit-without-matching": (
         3,
         "A piece of a dump raises the commit index of a log that nobody compared.",
         0,
-        None,
+        Options(),
     ),
-    "answers-without-term": (5, "An answer of an old term raises the match index in a new one.", 6, 5),
-    "votes-per-message": (28, "A vote counts as often as it is heard.", 1, 5),
-    "silent-refusals": (29, "A refused vote is silence.", 17, 5),
+    "answers-without-term": (5, "An answer of an old term raises the match index in a new one.", 6, Options(nodes=5)),
+    "votes-per-message": (28, "A vote counts as often as it is heard.", 10, Options(nodes=5)),
+    "silent-refusals": (
+        29,
+        "A refused vote is silence.",
+        2,
+        Options(nodes=3, seconds=15.0, operations=150, weather="elections"),
+    ),
 }
 
 
 def rows() -> list[Row]:
-    """All that is wrong and that the simulator is known to meet."""
+    """All that is wrong."""
     of_stock = [
-        Row(f"stock {number}: {name}", what, Options(stock=name, nodes=nodes), seed)
-        for name, (number, what, seed, nodes) in STOCK.items()
+        Row(f"stock {number}: {name}", what, msgspec.structs.replace(takes, stock=name), seed)
+        for name, (number, what, seed, takes) in STOCK.items()
     ]
     of_ours = [
-        Row(each.name, each.breaks, Options(mutation=each.name, nodes=each.nodes), each.seed)
+        Row(each.name, each.breaks, Options(mutation=each.name, nodes=each.nodes, weather=each.weather), each.seed)
         for each in mutations.MUTATIONS.values()
-        if each.instead is None
     ]
     return of_stock + of_ours
 
 
 def controls(found: Sequence[Found]) -> list[Row]:
     """The seeds that found something, with nothing wrong: ours, and stock with all faults corrected."""
-    seeds: dict[tuple[bool, int | None], set[int]] = {}
+    made: dict[str, Row] = {}
     for each in found:
         if each.result is not None and each.well:
-            options = each.row.options
-            seeds.setdefault((options.stock is not None, options.nodes), set()).add(each.result.seed)
-    made = []
-    for (stock, nodes), of_these in seeds.items():
-        what = "stock, all faults corrected" if stock else "ours, unchanged"
-        name = f"control: {what}{f', {nodes} nodes' if nodes else ''}"
-        options = Options(stock="none" if stock else None, nodes=nodes)
-        made.append(Row(name, "Nothing.", options, control=tuple(sorted(of_these))))
-    return made
+            wrong = each.row.options
+            options = msgspec.structs.replace(wrong, mutation=None, stock="none" if wrong.stock is not None else None)
+            name = f"control: {_conditions(options)}"
+            seeds = {each.result.seed, *(made[name].control if name in made else ())}
+            made[name] = Row(name, "Nothing.", options, control=tuple(sorted(seeds)))
+    return list(made.values())
+
+
+def _conditions(options: Options) -> str:
+    """All that tells one control from another."""
+    said = ["stock, all faults corrected" if options.stock is not None else "ours, unchanged"]
+    said += [f"{options.nodes} nodes"] if options.nodes is not None else []
+    said += [f"{options.weather} weather"] if options.weather is not None else []
+    said += [f"{options.seconds:g} s"] if options.seconds != SECONDS_MIN else []
+    return ", ".join(said)
 
 
 def probe(row: Row) -> Found:

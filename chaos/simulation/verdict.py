@@ -21,6 +21,8 @@ class Options(msgspec.Struct, kw_only=True, omit_defaults=True):
     nodes: int | None = None
     seconds: float = SECONDS_MIN
     operations: int = OPERATIONS_MIN
+    #: A storm of `faults.WEATHERS`, or `mixed`.
+    weather: str | None = None
     #: The places in the seed's schedule of the faults that are to strike. None: all of them.
     keep: list[int] | None = None
     #: Nodes of stock pysyncobj with this fault of `stock.FAULTS` left in. None: ours.
@@ -39,6 +41,8 @@ class Options(msgspec.Struct, kw_only=True, omit_defaults=True):
             parts.append(f"--seconds {self.seconds:g}")
         if self.operations != OPERATIONS_MIN:
             parts.append(f"--operations {self.operations}")
+        if self.weather is not None:
+            parts.append(f"--weather {self.weather}")
         if self.keep is not None:
             parts.append(f"--keep {','.join(map(str, self.keep)) or 'none'}")
         if self.mutation is not None:

@@ -137,6 +137,20 @@ def test_a_comparison_with_a_leader_that_is_gone_does_not_keep_a_node_from_leadi
     assert not clock.far_off
 
 
+def test_what_the_leader_said_long_ago_and_arrives_now_does_not_keep_a_node_from_leading() -> None:
+    """Else a follower whose leader dies while an append of it is held up does not campaign for five seconds."""
+    hands = Hands()
+    clock = hands.clock()
+    clock.follow(wall_ms(hands), 0)
+    late = wall_ms(hands)
+    hands.pass_(2)
+    clock.follow(late, 0)
+    assert not clock.far_off
+    hands.wall += 2
+    clock.follow(late, 0)
+    assert clock.far_off
+
+
 def test_followers_are_told_the_median_also_when_cluster_time_is_ahead_of_it() -> None:
     """All clocks were an hour ahead for a while. Told the time of entries, every follower would find itself far off."""
     hands = Hands()

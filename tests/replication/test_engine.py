@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from raftq.replication.progress import Flow
 from tests.replication.network import Message, Network
 
 
@@ -343,6 +344,28 @@ def test_a_log_that_is_cut_while_a_follower_is_away_does_not_end_the_leader(netw
     network.link(leader, old)
     network.settle()
     assert network[old].engine.commit_index == network[leader].engine.commit_index
+
+
+def test_a_follower_whose_answer_was_lost_before_the_log_was_cut_is_known_to_lack(network: Network) -> None:
+    """The leader probed with an entry, heard nothing, and cut its log beyond that. What the follower then refuses is
+    what the log goes on from: it was taken for an answer to an older probe, and the follower never got a snapshot."""
+    network.settle()
+    leader = network.leader
+    follower = next(name for name in network.names if name != leader)
+    network.unlink(leader, follower)
+    network.link(leader, follower)
+    network[leader].engine.flow = Flow(lag_bytes=0)
+    for number in range(20):
+        network.propose(leader, str(number).encode())
+        network.tick(names=[leader])
+        while network.wire:
+            network.wire = [item for item in network.wire if follower not in item[:2]]
+            if network.wire:
+                network.deliver()
+    network.compact(leader)
+    assert network[leader].journal.first_index > network[follower].journal.last_index
+    network.settle()
+    assert network[leader].engine.lacking() == [follower]
 
 
 def test_a_leader_that_asks_for_votes_is_not_kept_from_them_by_its_own_bytes(network: Network) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from raftq.chaos.simulation.history import Op, Seen
+from raftq.replication import membership
 from raftq.replication.engine import NO_OP, REGULAR
 from raftq.storage.machine import commands, entries, packing
 from raftq.storage.machine.commands import Command, Enqueue, Part
@@ -44,6 +45,7 @@ class FakeNode:
         self.digested: tuple[int, str] | None = None
         self.txn = MemoryTxn()
         self.members: tuple[str, ...] = ("n1", "n2", "n3")
+        self.configuration = membership.bootstrap({name: name for name in self.members})
 
     @property
     def last_index(self) -> int:

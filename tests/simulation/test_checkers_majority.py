@@ -177,3 +177,19 @@ def test_a_read_that_misses_what_was_committed(run: Run) -> None:
     run.one.commit_index = 2
     run.step(run.one)
     run.breaks("reads see what was committed", lambda: read(run, 1))
+
+
+def test_a_commit_is_judged_when_it_is_told_too() -> None:
+    """Between two steps of the leader: by the next one its entry would be on its disk."""
+    run = Run().acknowledged()
+    run.one.log.append((1, A))
+    run.one.lost = 1
+    run.step(run.one)
+    run.two.log.append((1, A))
+    run.step(run.two)
+    run.say(run.two, run.one, type="append_answer", term=1, ok=True, match=3)
+    run.one.matches["n2"] = run.one.commit_index = 3
+    told = {"type": "append", "term": 1, "commit": 3}
+    run.breaks("committed on a majority", lambda: run.say(run.one, run.two, **told))
+    run.one.lost = 0
+    run.say(run.one, run.two, **told)

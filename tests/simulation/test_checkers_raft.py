@@ -328,3 +328,13 @@ def test_a_folder_that_was_exchanged_is_read_whole(run: Run) -> None:
     run.step(one, *[(1, A)] * 10)
     one.log[1] = (1, C)
     run.breaks("log matching", lambda: run.restart(one, disk=2))
+
+
+def test_an_offered_snapshot_is_one_that_the_log_goes_on_from(run: Run) -> None:
+    node = run.started("n1", (1, A), (1, B), commit=3)
+    node.first_index = 2
+    run.raft.sent("n1", "n2", {"type": "snapshot_offer", "index": 2})
+    run.breaks(
+        "an offered snapshot is gone on from",
+        lambda: run.raft.sent("n1", "n2", {"type": "snapshot_offer", "index": 1}),
+    )

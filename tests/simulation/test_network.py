@@ -9,7 +9,7 @@ import pytest
 
 from raftq.chaos.simulation.disk import Point, Process
 from raftq.chaos.simulation.loop import Clock, NodeLoop, Scheduler
-from raftq.chaos.simulation.network import Chances, Network, SimPeers
+from raftq.chaos.simulation.network import SLOW_MAX, Chances, Network, SimPeers
 from raftq.chaos.simulation.trace import Trace
 from raftq.replication.peers import Peers
 from raftq.replication.wire import PROTOCOL, Hello, Refusal
@@ -134,6 +134,20 @@ def test_a_cut_stops_one_way_alone(pair: tuple[Town, Machine, Machine], keep: bo
     a.send(b, 3)
     town.wait(0.4)
     assert b.numbers == ([1, 3] if keep else [3])
+
+
+def test_a_slow_network_is_slow_on_every_way_and_within_bounds(pair: tuple[Town, Machine, Machine]) -> None:
+    town, a, b = pair
+    before = town.network.delay("a:1", "b:1")
+    town.network.slow = 50.0
+    assert town.network.delay("a:1", "b:1") > 8 * before
+    a.send(b, 1)
+    town.wait(0.005)
+    assert b.numbers == []
+    town.network.link("a:1", "b:1").slow = 400.0
+    assert town.network.delay("a:1", "b:1") < 5 * SLOW_MAX * 0.0012
+    town.wait(0.5)
+    assert b.numbers == [1]
 
 
 def test_a_long_cut_ends_the_connections_and_mending_brings_them_back(pair: tuple[Town, Machine, Machine]) -> None:

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from raftq.chaos.simulation import simulation
 from raftq.chaos.simulation.checkers import Checkers, Violation
-from raftq.chaos.simulation.faults import Fault
+from raftq.chaos.simulation.faults import MIXED, WEATHERS, Fault, weather_of
+from raftq.chaos.simulation.loop import Scheduler
 from raftq.chaos.simulation.minimise import minimise
 from raftq.chaos.simulation.verdict import Failure, Options, Result
 from raftq.cli.simulate import simulate
@@ -49,6 +50,25 @@ def test_a_run_meets_faults_and_ends_well_and_leaves_nothing_behind() -> None:
     assert sum(result.faults.values()) >= 20
     assert simulation.run(11, SHORT).trace_hash == result.trace_hash
     assert simulation.run(12, SHORT).trace_hash != result.trace_hash
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("weather", WEATHERS)
+def test_a_weather_is_had_for_the_asking_and_replays(weather: str) -> None:
+    options = msgspec.structs.replace(SHORT, weather=weather)
+    result = simulation.run(11, options)
+    assert result.failure is None
+    assert simulation.run(11, options).trace_hash == result.trace_hash
+    assert {fault.kind for fault in result.schedule} <= {*WEATHERS[weather].weights, "lossy", "slow_network"}
+
+
+def test_a_weather_of_the_seeds_own_is_the_one_that_can_be_asked_for() -> None:
+    seed = next(seed for seed in range(100) if weather_of(Scheduler(seed).dice_for("weather")) == "stalls")
+    asked = msgspec.structs.replace(SHORT, weather="stalls")
+    assert simulation.run(seed, SHORT).trace_hash == simulation.run(seed, asked).trace_hash
+    ordinary = msgspec.structs.replace(SHORT, weather=MIXED)
+    assert simulation.run(seed, ordinary).trace_hash == simulation.run(seed, ordinary).trace_hash
+    assert simulation.run(seed, ordinary).schedule != simulation.run(seed, asked).schedule
 
 
 def test_a_violation_ends_the_run_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +143,8 @@ def test_a_failure_is_minimised_to_what_it_needs() -> None:
 def test_a_command_replays_what_was_asked_for() -> None:
     options = Options(nodes=5, seconds=12.0, keep=[1, 4], mutation="m")
     assert options.command(9) == "raftq simulate --seed 9 --nodes 5 --seconds 12 --keep 1,4 --mutation m"
+    options = Options(weather="stalls", stock="none")
+    assert options.command(9) == "raftq simulate --seed 9 --weather stalls --stock none"
     assert Options(keep=[]).command(9) == "raftq simulate --seed 9 --keep none"
 
 

@@ -213,8 +213,8 @@ def test_of_a_longer_log_and_a_higher_term_none_leads_if_29_is_left_in(stock: Ma
 
 
 def test_a_log_that_conflicts_behind_a_long_backlog_is_brought_into_line(stock: Maker) -> None:
-    """The leader sends in several messages at once, and each is refused: the refusals of the later ones must not take it
-    forward again, or it goes back by one entry for ever. Not on the list of faults; the simulator found it."""
+    """The leader sends in several messages at once, and each is refused: the refusals of the later ones must not take
+    it forward again, or it goes back by one entry for ever. Not on the list of faults; the simulator found it."""
     cluster = stock(fault=0, append_bytes=200)
     cluster.elect("a", "b", "c")
     cluster.cut("a", "b", "c")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from raftq.chaos.simulation import mutations, stock, teeth
+from raftq.chaos.simulation.faults import WEATHERS
 from raftq.chaos.simulation.mutations import MUTATIONS, Edit, Mutation, transformers
 from raftq.chaos.simulation.teeth import Found, Row
 from raftq.chaos.simulation.verdict import Failure, Options, Result
@@ -108,3 +109,25 @@ def test_a_seed_that_is_known_is_tried_first() -> None:
     seeds = list(Row("made", "Nothing.", Options(), 7).seeds)
     assert seeds[:3] == [7, 0, 1]
     assert sorted(seeds) == list(range(teeth.SEEDS_MAX))
+
+
+def test_each_kind_of_conditions_has_a_control_of_its_own() -> None:
+    failure = Failure("x", "", 1.0, 1)
+    taken = [
+        (Options(mutation="a"), 3),
+        (Options(mutation="b"), 1),
+        (Options(mutation="c", nodes=5, weather="stalls"), 1),
+        (Options(stock="silent-refusals", nodes=3, weather="elections", seconds=15.0), 2),
+    ]
+    rows = [Row(f"row {at}", "Wrong.", options, seed) for at, (options, seed) in enumerate(taken)]
+    controls = teeth.controls([Found(row, result(row, row.seed, failure), 1) for row in rows])
+    assert [(row.name, row.control) for row in controls] == [
+        ("control: ours, unchanged", (1, 3)),
+        ("control: ours, unchanged, 5 nodes, stalls weather", (1,)),
+        ("control: stock, all faults corrected, 3 nodes, elections weather, 15 s", (2,)),
+    ]
+    assert controls[2].options == Options(stock="none", nodes=3, weather="elections", seconds=15.0)
+
+
+def test_a_weather_that_a_row_takes_is_one() -> None:
+    assert {row.options.weather for row in teeth.rows()} <= {None, *WEATHERS}

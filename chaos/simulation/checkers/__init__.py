@@ -1,7 +1,8 @@
 """Who judges a run: told of every step of every node and every operation of every client.
 
 Safety is judged while faults run, as each thing is seen; what needs the whole log or all tables, at rest. `Checkers`
-only hands on: `raft` judges nodes, `linearizable` clients, `queue` what a queue promises, `liveness` what comes after.
+only hands on: `raft`, `majority` and `members` judge nodes, `linearizable` clients, `queue` what a queue promises,
+`liveness` what comes after.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from raftq.chaos.simulation.checkers import queue
 from raftq.chaos.simulation.checkers.linearizable import Linearizable
 from raftq.chaos.simulation.checkers.liveness import Liveness, converged, described
 from raftq.chaos.simulation.checkers.majority import Majorities
+from raftq.chaos.simulation.checkers.members import Members
 from raftq.chaos.simulation.checkers.raft import Raft
 from raftq.chaos.simulation.history import History, NodeView, Op, Violation
 
@@ -30,6 +32,7 @@ class Checkers:
         self.liveness: Liveness | None = None
         self._raft = Raft(self.history)
         self._majorities = Majorities(self._raft, self.history)
+        self._members = Members(self._raft, self.history)
         self._linearizable = Linearizable(self.history)
         self._digests = queue.Digests()
         self._digested: dict[str, int] = {}
@@ -37,11 +40,13 @@ class Checkers:
     def started(self, node: NodeView) -> None:
         self._raft.started(node)
         self._majorities.started(node)
+        self._members.stepped(node)
 
     def stepped(self, node: NodeView) -> None:
         known = self.history.known
         self._raft.stepped(node)
         self._majorities.stepped(node)
+        self._members.stepped(node)
         if self.history.known != known:
             self._linearizable.follow()
         if self._digested.get(node.id) != node.applied_index // _DIGEST_EVERY:

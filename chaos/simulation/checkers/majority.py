@@ -60,12 +60,16 @@ class Majorities:
             elected_by = self._votes.get((term, view.id), set()) | {view.id}
             self._check("elected by a majority", elected_by, now.voters, before, f"{view.id} leads term {term}")
         elif commit > looked:
-            entry = view.term_at(commit)
-            held_by = {node for node in {*now.voters, *before} if self._holds(node, commit, entry)}
-            what = f"{view.id}, leader of term {term}, committed entry {commit} of term {entry}"
-            self._check("committed on a majority", held_by, now.voters, before, what)
+            self._check_commit(view, now.voters, before)
         self._leading[view.id] = (term, commit)
         self._check_beliefs(view, now.voters)
+
+    def _check_commit(self, view: NodeView, voters: tuple[str, ...], before: tuple[str, ...]) -> None:
+        commit = view.commit_index
+        entry = view.term_at(commit)
+        held_by = {node for node in {*voters, *before} if self._holds(node, commit, entry)}
+        what = f"{view.id}, leader of term {view.term}, committed entry {commit} of term {entry}"
+        self._check("committed on a majority", held_by, voters, before, what)
 
     def _check_beliefs(self, view: NodeView, voters: tuple[str, ...]) -> None:
         """What a member told in this term it has, unless it has gone on to a later one, or forgot all."""
@@ -86,6 +90,8 @@ class Majorities:
 
     def sent(self, node: str, target: str, message: dict[str, object]) -> None:
         kind = message["type"]
+        if kind == "append":
+            self._told_commit(self._raft.view(node))
         if kind == "append_answer":  # it may crash before its step ends
             self._disks[node] = _Disk(self._raft.view(node))
             self._void.discard(node)
@@ -98,6 +104,15 @@ class Majorities:
             self._vote(message["term"], node, node)
         elif kind == "vote_answer" and message.get("granted"):
             self._vote(message["asked"], target, node)
+
+    def _told_commit(self, view: NodeView) -> None:
+        """A leader tells what is committed, within a step or between two."""
+        led, looked = self._leading.get(view.id, (0, 0))
+        if view.role == "leader" and led == view.term and view.commit_index > looked:
+            before, now = self._disks[view.id].voters, _Disk(view)
+            self._disks[view.id] = now
+            self._check_commit(view, now.voters, before)
+            self._leading[view.id] = (led, view.commit_index)
 
     def invoked(self, op: Op) -> None:
         if op.kind == "read":

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from raftq.chaos.simulation.history import History, NodeView, Violation, described
+from raftq.replication.engine import CONFIGURATION
 
 #: Entries before the changed end of a log that are looked at again.
 _LOOK_BACK: Final = 3
@@ -39,6 +40,8 @@ class _Seen:
         #: (last index, its term), and the term of each entry seen.
         self.end = (0, 0)
         self.terms: dict[int, int] = {}
+        #: (term, command) of each configuration seen in its log, by index.
+        self.configurations: dict[int, tuple[int, bytes]] = {}
         self.votes: dict[int, str] = {}
         #: The highest term that it has told another node of.
         self.told = 0
@@ -103,6 +106,8 @@ class Raft:
         """A message of the engine left the node: what it promises binds it from here on, whatever it forgets."""
         seen, kind = self._nodes[node], message["type"]
         term = message.get("term")
+        if kind == "snapshot_offer":
+            self._check_offer(seen.view, message["index"], target)
         if kind not in ("vote", "vote_answer", "append", "append_answer") or not isinstance(term, int):
             return
         seen.told = max(seen.told, term)
@@ -122,6 +127,15 @@ class Raft:
             match = message.get("match")
             assert isinstance(match, int)
             seen.acknowledged = max(seen.acknowledged, (term, match))
+
+    @staticmethod
+    def _check_offer(view: NodeView, index: object, target: str) -> None:
+        assert isinstance(index, int)
+        if index < view.first_index:
+            raise Violation(
+                "an offered snapshot is gone on from",
+                f"{view.id} offers {target} a snapshot at {index}, but its log begins at {view.first_index}",
+            )
 
     def _vote(self, seen: _Seen, node: str, term: int, candidate: str) -> None:
         first = seen.votes.setdefault(term, candidate)
@@ -151,6 +165,10 @@ class Raft:
         """Of the entries of its log, as far as that goes."""
         return self._nodes[node].terms
 
+    def configurations(self, node: str) -> dict[int, tuple[int, bytes]]:
+        """(term, command) of those in its log, by index: also of some that it was compacted below."""
+        return self._nodes[node].configurations
+
     def at_rest(self, views: list[NodeView]) -> None:
         """Read all of every log."""
         for view in views:
@@ -173,6 +191,8 @@ class Raft:
         while same > first and terms.get(same) != view.term_at(same):
             same -= 1
         seen.compared = min(seen.compared, same)
+        for cut in [at for at in seen.configurations if at > same]:
+            del seen.configurations[cut]
         self._look(view, seen, max(same - _LOOK_BACK, first) + 1)
         seen.end = end
 
@@ -197,6 +217,8 @@ class Raft:
                     f"{described(at, term, found.command)} after one of term {found.previous_term}",
                 )
             terms[at] = previous = term
+            if command[:1] == CONFIGURATION:
+                seen.configurations[at] = (term, command)
 
     # What is committed
 
