@@ -101,6 +101,11 @@ class NodeView(Protocol):
         ...
 
     @property
+    def received_bytes(self) -> int:
+        """Of a snapshot that it pulls."""
+        ...
+
+    @property
     def first_index(self) -> int:
         """Of its log: an entry of which only the term counts, the rest may stand for a snapshot."""
         ...

@@ -30,7 +30,7 @@ Request = Callable[[RaftShard], Coroutine[Any, Any, Any]]
 _OPERATOR_SECONDS: Final = 0.4
 #: A node that forgot has been turned away by now.
 _FENCED_WITHIN_SECONDS: Final = 2.0
-_MEMBERS_MIN: Final = 3
+_VOTERS_MIN: Final = 3
 
 
 class Arena(Protocol):
@@ -48,6 +48,10 @@ class Arena(Protocol):
 
     def members(self) -> list[str]:
         """Who belongs to the cluster, as far as is known."""
+        ...
+
+    def voters(self) -> list[str]:
+        """Of them."""
         ...
 
     def is_member(self, name: str, uuid: str) -> bool:
@@ -340,9 +344,9 @@ class Nemesis:
 
     def _shrink(self, node: str, *, alone: bool = True) -> None:
         found = self._node(node)
-        members = self._arena.members()
+        voters = self._arena.voters()  # a learner may be there to take the place of one
         leaving = sum(what.startswith("remove") for what in self._doing)
-        if len(members) - leaving > _MEMBERS_MIN and found.id in members and not (alone and self.doing):
+        if len(voters) - leaving > _VOTERS_MIN and found.id in voters and not (alone and self.doing):
             self._operate(
                 f"remove {found.id}",
                 lambda shard: shard.remove(found.id),

@@ -410,6 +410,10 @@ class SimNode(Process, NodeView):
         return self._live._journal.durable_index
 
     @property
+    def received_bytes(self) -> int:
+        return (self._live._receiver.progress() or (0, 0))[0]
+
+    @property
     def first_index(self) -> int:
         return self._live._journal.first_index
 

@@ -194,6 +194,9 @@ class Simulation:
     def members(self) -> list[str]:
         return list(self._known_configuration().members)
 
+    def voters(self) -> list[str]:
+        return list(self._known_configuration().voters)
+
     def is_member(self, name: str, uuid: str) -> bool:
         member = self._known_configuration().members.get(name)
         return member is not None and member.uuid == uuid

@@ -899,6 +899,10 @@ class StockNode(SimNode):
         return self._raft.last_index
 
     @property
+    def received_bytes(self) -> int:
+        return 0
+
+    @property
     def first_index(self) -> int:
         return self._raft.first_index
 

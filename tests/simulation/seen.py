@@ -42,6 +42,7 @@ class FakeNode:
         self.first_index = 1
         self.log: list[tuple[int, bytes]] = [(0, NO_OP), *log]
         self.commit_index = self.applied_index = 1
+        self.received_bytes = 0
         self.digested: tuple[int, str] | None = None
         self.txn = MemoryTxn()
         self.members: tuple[str, ...] = ("n1", "n2", "n3")

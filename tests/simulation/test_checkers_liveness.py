@@ -63,6 +63,48 @@ def test_the_nodes_do_not_agree(change: dict[str, object]) -> None:
         liveness.reached(15.0, found, idle=True)
 
 
+def test_who_lacks_much_may_take_long_as_long_as_it_gets_on() -> None:
+    liveness, found = Liveness(10.0, 0.5), nodes()
+    liveness.returned(write(10.5))
+    whole = found[2].log
+    found[2].log = whole[:1]
+    assert not liveness.reached(14.0, found, idle=True)
+    found[2].received_bytes = 100
+    assert not liveness.reached(14.9, found, idle=True)
+    found[2].received_bytes = 0
+    found[2].log = whole[:2]
+    assert not liveness.reached(19.8, found, idle=True)
+    found[2].received_bytes = 100
+    assert not liveness.reached(24.7, found, idle=True)
+    found[2].received_bytes = 0  # all over again: that is not getting on
+    assert not liveness.reached(29.6, found, idle=True)
+    found[2].received_bytes = 100
+    with pytest.raises(Violation, match="did not converge"):
+        liveness.reached(29.7, found, idle=True)
+
+
+def test_getting_on_ends_too() -> None:
+    liveness, found = Liveness(10.0, 0.5), nodes()
+    liveness.returned(write(10.5))
+    found[2].log = found[2].log[:1]
+    for second in range(60):
+        found[2].received_bytes += 1
+        assert not liveness.reached(10.0 + second, found, idle=True)
+    found[2].received_bytes += 1
+    with pytest.raises(Violation, match="did not converge"):
+        liveness.reached(70.0, found, idle=True)
+
+
+def test_a_write_may_have_to_wait_for_who_lacks_much() -> None:
+    liveness, found = Liveness(10.0, 0.5), nodes()
+    found[2].log = found[2].log[:1]
+    assert not liveness.reached(14.0, found, idle=True)
+    found[2].received_bytes = 100
+    assert not liveness.reached(15.0, found, idle=True)
+    with pytest.raises(Violation, match="no write succeeded"):
+        liveness.reached(20.0, found, idle=True)
+
+
 def test_without_a_leader_nothing_has_converged() -> None:
     found = nodes()
     assert converged(found)
