@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 #: Of so many failures each is made as small as it can be; of more, only the seed is told.
 _MINIMISED_MAX = 3
 _NEVER_MET_MAX = 200
+#: Between two lines that say how far it is, where there is no terminal for a progress bar.
+_TOLD_SECONDS = 30.0
 
 
 @click.command("simulate")
@@ -134,14 +137,22 @@ def _tell_failure(result: Result) -> None:
 def _many(seeds: Sequence[int], options: Options, jobs: int) -> bool:
     from raftq.chaos.simulation import workers
 
-    began = time.perf_counter()
+    began = told = time.perf_counter()
     results: list[Result] = []
-    with click.progressbar(length=len(seeds), label=f"{len(seeds)} seeds", show_pos=True) as progress:
-        for result in workers.run_many(seeds, options, jobs):
-            results.append(result)
-            if result.failure is not None:
-                click.echo(f"\nseed {result.seed}: {result.failure.invariant}: {result.failure.details}")
-            progress.update(1)
+    interrupted = False
+    try:
+        with click.progressbar(length=len(seeds), label=f"{len(seeds)} seeds", show_pos=True) as progress:
+            for result in workers.run_many(seeds, options, jobs):
+                results.append(result)
+                if result.failure is not None:
+                    click.echo(f"\nseed {result.seed}: {result.failure.invariant}: {result.failure.details}")
+                progress.update(1)
+                if not sys.stdout.isatty() and time.perf_counter() - told > _TOLD_SECONDS:
+                    told = time.perf_counter()
+                    click.echo(f"{len(results)} of {len(seeds)} after {told - began:.0f} s")
+    except KeyboardInterrupt:
+        interrupted = True
+        click.echo(f"\ninterrupted: {len(results)} of {len(seeds)} seeds have ended")
     took = time.perf_counter() - began
     failures = sorted((result for result in results if result.failure is not None), key=lambda result: result.seed)
     _tell_totals(results, took, jobs)
@@ -153,7 +164,7 @@ def _many(seeds: Sequence[int], options: Options, jobs: int) -> bool:
         workers.prepare(msgspec.structs.replace(options, coverage=False))
         for failure in failures[:_MINIMISED_MAX]:
             _tell_failure(_minimised(failure, workers.run))
-    return bool(failures)
+    return bool(failures) or interrupted
 
 
 def _tell_totals(results: list[Result], took: float, jobs: int) -> None:

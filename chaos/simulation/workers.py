@@ -6,6 +6,7 @@ A process runs one kind of source for good: with the mutation and the counters o
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator
 
 from raftq.chaos.simulation import coverage, rewriting
@@ -40,8 +41,14 @@ def run(seed: int, options: Options, write: Callable[[str], None] | None = None)
 def run_many(seeds: Iterable[int], options: Options, jobs: int) -> Iterator[Result]:
     """In `jobs` processes, in the order in which they end."""
     context = multiprocessing.get_context("spawn")
-    with context.Pool(jobs, prepare, (options,), maxtasksperchild=200) as pool:
+    with context.Pool(jobs, _prepare_child, (options,), maxtasksperchild=200) as pool:
         yield from pool.imap_unordered(_Task(options), seeds)
+
+
+def _prepare_child(options: Options) -> None:
+    """An interrupt is the parent's to act on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prepare(options)
 
 
 class _Task:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -154,3 +155,17 @@ def test_many_seeds_are_counted_with_the_branches_that_they_met() -> None:
     assert "2 seeds in" in out
     assert "never met" in out
     assert "engine:" in out
+
+
+@pytest.mark.timeout(300)
+def test_what_had_run_is_told_when_it_is_interrupted() -> None:
+    command = [sys.executable, "-u", "-m", "raftq.cli", "simulate", "--seeds", "1000", "--jobs", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "1000 seeds\n"
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+    assert process.returncode == 1
+    assert "interrupted: 0 of 1000 seeds have ended" in said
+    assert "0 seeds in" in said
+    assert "Traceback" not in said
