@@ -579,8 +579,7 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         # The log was cut below what it has, which may be more than it said in this term, or too far for it.
         next_index = self.__raftNextIndex[peer] = max(self.__raftNextIndex[peer], self.journal.first_index + 1)
         message = (shared or {}).get(next_index)
-        full = progress.in_flight_bytes >= self.flow.bytes or len(progress.in_flight) >= self.flow.entries
-        if full or progress.lacks or (progress.probing and progress.in_flight):
+        if not self._may_send_entries(progress):
             message = self._append_message(next_index, 0)
         elif message is None:
             message = self._append_message(next_index, self.flow.append_bytes)
@@ -595,8 +594,18 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
             progress.in_flight.append((next_index + len(entries) - 1, size))
             progress.in_flight_bytes += size
             self.__raftNextIndex[peer] = next_index + len(entries)
-            if not progress.probing and self.__raftNextIndex[peer] <= self.journal.last_index:
-                self._send_append(node, shared)
+            self._send_more(node, shared)
+
+    def _send_more(self, node: str, shared: dict[int, Message] | None = None) -> None:
+        """Entries that the follower has not been sent, if its window has room. Never an append that is empty: that
+        would be answered, and the answer lead here again."""
+        lacks = self.__raftNextIndex[self._nodes[node]] <= self.journal.last_index
+        if lacks and self._may_send_entries(self._progress[node]):
+            self._send_append(node, shared)
+
+    def _may_send_entries(self, progress: Progress) -> bool:
+        full = progress.in_flight_bytes >= self.flow.bytes or len(progress.in_flight) >= self.flow.entries
+        return not (full or progress.lacks or (progress.probing and progress.in_flight))
 
     def _append_message(self, next_index: int, bytes_max: int) -> Message:
         journal = self.journal
@@ -643,8 +652,7 @@ class SyncObj(pysyncobj.SyncObj):  # type: ignore[misc]
         self.__raftNextIndex[peer] = max(self.__raftNextIndex[peer], match + 1)
         if progress.probing and not progress.in_flight:
             progress.probing = False
-        if self.__raftNextIndex[peer] <= self.journal.last_index:
-            self._send_append(peer.id)
+        self._send_more(peer.id)
         self._try_transfer()
 
     def _refused(self, peer: Node, progress: Progress, message: Message) -> None:

@@ -134,10 +134,16 @@ class Simulation:
             self.judge(self.checkers.at_rest, self._live())
 
     def _minority(self, largest: bool) -> list[SimNode]:
-        voters = [self.nodes[name] for name in self._known_configuration().voters]
+        """Of the voters, with those whose data is lost and who are not replaced yet."""
+        configuration = self._known_configuration()
+        voters = [self.nodes[name] for name in configuration.voters]
+        named = {name: member.uuid for name, member in configuration.members.items()}
+        whole = [
+            node for node in voters if node.name_in_use and node.out is None and named[node.id] in (None, node.uuid)
+        ]
         dice = self.scheduler.dice_for("minority")
-        most = (len(voters) - 1) // 2
-        return dice.sample(voters, most if largest else dice.randint(0, most))
+        most = max((len(voters) - 1) // 2 - (len(voters) - len(whole)), 0)
+        return dice.sample(whole, most if largest else dice.randint(0, most))
 
     def _recover(self, dead: list[SimNode]) -> None:
         """Without the `dead` ones. Raises nothing: the judge is told."""

@@ -368,6 +368,26 @@ def test_a_follower_whose_answer_was_lost_before_the_log_was_cut_is_known_to_lac
     assert network[leader].engine.lacking() == [follower]
 
 
+def test_an_answer_that_leaves_the_window_full_is_not_answered(network: Network) -> None:
+    """Else an empty append goes out for every answer, and an answer for every empty append, without end and as fast as
+    the network allows; where messages are repeated they are more and more."""
+    network.settle()
+    leader = network.leader
+    engine = network[leader].engine
+    follower = next(name for name in network.names if name != leader)
+    engine.flow = Flow(bytes=1)
+    engine.broadcast()
+    network.cycle(leader)
+    [answer] = _answers(network, follower)
+    network.propose(leader, b"fills the window")
+    network.propose(leader, b"waits for it")
+    network.cycle(leader)
+    engine.step(follower, answer)
+    assert [message for nodes, message in engine.outbox if follower in nodes] == []
+    network.settle()
+    assert network[follower].journal.last_index == engine.journal.last_index
+
+
 def test_a_leader_that_asks_for_votes_is_not_kept_from_them_by_its_own_bytes(network: Network) -> None:
     """What it sends is contact with it. When it has stepped down, that must not make the others refuse it."""
     network.settle()
