@@ -1,7 +1,7 @@
 # What a developer does, by name. `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format types contracts bench failover steady catchup filecopy power rolling simulate teeth ci-cluster docs clean
+.PHONY: help setup run test lint format types contracts bench failover steady catchup stream filecopy compared deadletters power rolling simulate teeth ci-cluster docs clean
 
 DATA ?= data
 MINUTES ?= 10
@@ -54,8 +54,20 @@ steady: setup ## Full load for MINUTES=10: no election without a fault
 catchup: setup ## Measure how a follower that lacks MESSAGES=1000000, and an empty node, catch up under load
 	.venv/bin/python -m raftq.bench catchup --data $(DATA) $(if $(MESSAGES),--messages $(MESSAGES))
 
+stream: setup ## Measure enqueues on one WebSocket beside single POSTs
+	.venv/bin/python -m raftq.bench stream --data $(DATA)
+
+scale: setup ## Measure MESSAGES=1000000 in one queue, QUEUES=100000, and acks in no order
+	.venv/bin/python -m raftq.bench scale --data $(DATA) $(if $(MESSAGES),--messages $(MESSAGES)) $(if $(QUEUES),--queues $(QUEUES))
+
 filecopy: setup ## A file of LINES=100000 through a cluster whose leader is killed every 5 seconds
 	.venv/bin/python -m tests.cluster.filecopy $(if $(LINES),--lines $(LINES))
+
+deadletters: setup ## MESSAGES=10000 acked, nacked, rejected, left and redriven while the leader is killed
+	.venv/bin/python -m tests.cluster.deadletters $(if $(MESSAGES),--messages $(MESSAGES)) $(if $(SEED),--seed $(SEED))
+
+compared: setup ## Each row of docs/compared.md against a fresh cluster; WORD=redrive for some
+	.venv/bin/python -m tests.cluster.compared $(WORD)
 
 power: setup ## Cut the power of a cluster under load, ROUNDS=20 times (needs fuse3)
 	.venv/bin/python -m tests.power.rounds $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SEED),--seed $(SEED))

@@ -29,15 +29,38 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from raftq.api import cluster, curl, leases, messages, metrics, problems, queues, settlements
+from raftq.api import answer_schemas as shown
+from raftq.api import (
+    cluster,
+    curl,
+    docs_page,
+    events,
+    leases,
+    messages,
+    metrics,
+    openapi,
+    operations,
+    problems,
+    queues,
+    redrives,
+    schedules,
+    schemas,
+    settlements,
+    stats,
+    streams,
+    topics,
+    transactions,
+)
 from raftq.api.answers import Answer
 from raftq.api.call import Call
 from raftq.api.leader import Leader
 from raftq.api.ports import Node
 from raftq.api.problems import Problem
 from raftq.api.routing import Route, Routes
+from raftq.api.sockets import Connection
 from raftq.api.waiters import Waiters
 from raftq.replication.shard import NotLeader, ShardError
+from raftq.replication.stages import Histogram
 from raftq.storage.machine.replies import Effect
 
 _log = structlog.get_logger("raftq.api")
@@ -47,43 +70,275 @@ _CUT_SECONDS = 0.5
 
 _READ = frozenset({"consistency"})
 _PAGE = _READ | {"limit", "cursor"}
+_TAKE = frozenset({"wait", "lease"})
+_TAKEN = {200: shown.TAKEN_ONE, 204: None}
+_HEALTH = frozenset({"queues", "prefix", "limit", "cursor"})
 _QUEUE = "/v1/queues/{queue}"
+_TOPIC = "/v1/topics/{topic}"
+_SUBSCRIPTION = f"{_TOPIC}/subscriptions/{{queue}}"
+_TOPIC_PROBLEMS = ("unknown-topic",)
+_SCHEDULE = "/v1/schedules/{schedule}"
 
 
 def routes() -> list[Route]:
-    """The table. `leader`: only the leader can do it. A read finds that out by itself, unless it may be stale."""
+    """The table. `leader`: only the leader can do it. A read finds that out by itself, unless it may be stale.
+    What `takes`, `gives` and `problems` say is the OpenAPI document."""
     return [
-        Route("PUT", _QUEUE, queues.define, leader=True),
-        Route("GET", _QUEUE, queues.read, query=_READ),
-        Route("PATCH", _QUEUE, queues.change, leader=True),
-        Route("DELETE", _QUEUE, queues.remove, leader=True),
-        Route("GET", "/v1/queues", queues.list_all, query=_PAGE | {"prefix", "stats"}),
-        Route("POST", f"{_QUEUE}/messages", messages.enqueue, leader=True, large=True),
-        Route("GET", f"{_QUEUE}/messages", messages.peek, query=_PAGE | {"state"}),
-        Route("GET", f"{_QUEUE}/messages/{{id}}", messages.read_one, query=_READ),
-        Route("POST", f"{_QUEUE}/lease", leases.lease, leader=True),
-        Route("POST", f"{_QUEUE}/ack", settlements.ack, leader=True),
-        Route("POST", f"{_QUEUE}/nack", settlements.nack, leader=True),
-        Route("POST", f"{_QUEUE}/release", settlements.release, leader=True),
-        Route("POST", f"{_QUEUE}/extend", settlements.extend, leader=True),
-        Route("GET", f"{_QUEUE}/stats", queues.stats, query=_READ),
-        Route("GET", "/v1/stats", queues.stats_of_all, query=_READ),
-        Route("GET", "/v1/cluster", cluster.describe),
-        Route("POST", "/v1/cluster/leader", cluster.transfer, leader=True),
-        Route("POST", "/v1/cluster/nodes", cluster.add, leader=True),
-        Route("DELETE", "/v1/cluster/nodes/{node}", cluster.remove, leader=True),
-        Route("GET", "/v1/cluster/digest", cluster.digest, leader=True),
-        Route("GET", "/v1/cluster/snapshot", cluster.snapshot),
-        Route("POST", "/q/{queue}", curl.put, leader=True, proxied=True, large=True),
-        Route("GET", "/q/{queue}", curl.take_one, leader=True, proxied=True, query=frozenset({"wait", "lease"})),
-        Route("POST", "/q/{queue}/take", curl.take_one, leader=True, proxied=True, query=frozenset({"wait", "lease"})),
-        Route("POST", "/q/{queue}/ack/{receipt}", curl.ack, leader=True, proxied=True),
-        Route("GET", "/healthz", cluster.health, always=True),
-        Route("HEAD", "/healthz", cluster.health, always=True),
-        Route("GET", "/readyz", cluster.readiness, always=True),
-        Route("HEAD", "/readyz", cluster.readiness, always=True),
-        Route("GET", "/metrics", metrics.scrape, always=True),
-        Route("GET", "/", cluster.welcome),
+        Route(
+            "PUT", _QUEUE, queues.define, leader=True, takes=schemas.QUEUE, gives={200: shown.Queue, 201: shown.Queue}
+        ),
+        Route("GET", _QUEUE, queues.read, query=_READ, gives={200: shown.Queue}),
+        Route("PATCH", _QUEUE, queues.change, leader=True, takes=schemas.QUEUE, gives={200: shown.Queue}),
+        Route("DELETE", _QUEUE, queues.remove, leader=True, gives={200: shown.QueueRemoved}),
+        Route("GET", "/v1/queues", queues.list_all, query=_PAGE | {"prefix", "stats"}, gives={200: shown.QueuePage}),
+        Route(
+            "POST",
+            f"{_QUEUE}/messages",
+            messages.enqueue,
+            leader=True,
+            large=True,
+            takes=schemas.ENQUEUE,
+            gives={201: shown.Enqueued},
+            problems=("queue-full",),
+        ),
+        Route(
+            "GET",
+            f"{_QUEUE}/messages",
+            messages.peek,
+            query=_PAGE | {"state"},
+            gives={200: shown.MessagePage},
+            problems=("conflict",),
+        ),
+        Route(
+            "GET",
+            f"{_QUEUE}/messages/{{id}}",
+            messages.read_one,
+            query=_READ,
+            gives={200: shown.MessagePeeked},
+            problems=("unknown-message",),
+        ),
+        Route(
+            "DELETE",
+            f"{_QUEUE}/messages/{{id}}",
+            operations.delete_message,
+            leader=True,
+            gives={204: None},
+            problems=("unknown-message",),
+        ),
+        Route(
+            "POST", f"{_QUEUE}/redrive", redrives.begin, leader=True, takes=schemas.REDRIVE, gives={202: shown.Redrive}
+        ),
+        Route(
+            "GET",
+            f"{_QUEUE}/redrive",
+            redrives.read,
+            query=_READ,
+            gives={200: shown.Redrive},
+            problems=("unknown-redrive", "conflict"),
+        ),
+        Route(
+            "DELETE",
+            f"{_QUEUE}/redrive",
+            redrives.cancel,
+            leader=True,
+            gives={200: shown.Redrive},
+            problems=("unknown-redrive",),
+        ),
+        Route("POST", f"{_QUEUE}/purge", operations.purge, leader=True, takes=schemas.PURGE, gives={200: shown.Purged}),
+        Route(
+            "POST", f"{_QUEUE}/pause", operations.pause, leader=True, takes=schemas.NOTHING, gives={200: shown.Queue}
+        ),
+        Route(
+            "POST", f"{_QUEUE}/resume", operations.resume, leader=True, takes=schemas.NOTHING, gives={200: shown.Queue}
+        ),
+        Route("POST", f"{_QUEUE}/lease", leases.lease, leader=True, takes=schemas.LEASE, gives={200: shown.Leased}),
+        Route(
+            "POST", f"{_QUEUE}/ack", settlements.ack, leader=True, takes=schemas.RECEIPTS, gives={200: shown.Settled}
+        ),
+        Route("POST", f"{_QUEUE}/nack", settlements.nack, leader=True, takes=schemas.NACK, gives={200: shown.Settled}),
+        Route(
+            "POST",
+            f"{_QUEUE}/release",
+            settlements.release,
+            leader=True,
+            takes=schemas.RECEIPTS,
+            gives={200: shown.Settled},
+        ),
+        Route(
+            "POST",
+            f"{_QUEUE}/reject",
+            settlements.reject,
+            leader=True,
+            takes=schemas.REJECT,
+            gives={200: shown.Settled},
+        ),
+        Route(
+            "POST",
+            f"{_QUEUE}/extend",
+            settlements.extend,
+            leader=True,
+            takes=schemas.EXTEND,
+            gives={200: shown.Extended},
+        ),
+        Route(
+            "POST",
+            "/v1/transactions",
+            transactions.transact,
+            leader=True,
+            large=True,
+            takes=schemas.TRANSACT,
+            gives={200: shown.Transacted},
+            problems=("transaction-refused",),
+        ),
+        Route(
+            "PUT", _TOPIC, topics.define, leader=True, takes=schemas.NOTHING, gives={200: shown.Topic, 201: shown.Topic}
+        ),
+        Route("GET", _TOPIC, topics.read, query=_READ, gives={200: shown.Topic}, problems=_TOPIC_PROBLEMS),
+        Route("DELETE", _TOPIC, topics.remove, leader=True, gives={200: shown.TopicRemoved}, problems=_TOPIC_PROBLEMS),
+        Route("GET", "/v1/topics", topics.list_all, query=_PAGE | {"prefix"}, gives={200: shown.TopicPage}),
+        Route(
+            "GET",
+            f"{_TOPIC}/subscriptions",
+            topics.subscriptions,
+            query=_READ,
+            gives={200: shown.SubscriptionList},
+            problems=_TOPIC_PROBLEMS,
+        ),
+        Route(
+            "PUT",
+            _SUBSCRIPTION,
+            topics.subscribe,
+            leader=True,
+            takes=schemas.SUBSCRIPTION,
+            gives={200: shown.Subscription, 201: shown.Subscription},
+            problems=_TOPIC_PROBLEMS,
+        ),
+        Route(
+            "GET",
+            _SUBSCRIPTION,
+            topics.read_subscription,
+            query=_READ,
+            gives={200: shown.Subscription},
+            problems=(*_TOPIC_PROBLEMS, "unknown-subscription"),
+        ),
+        Route(
+            "DELETE",
+            _SUBSCRIPTION,
+            topics.unsubscribe,
+            leader=True,
+            gives={204: None},
+            problems=(*_TOPIC_PROBLEMS, "unknown-subscription"),
+        ),
+        Route(
+            "POST",
+            f"{_TOPIC}/messages",
+            topics.publish,
+            leader=True,
+            large=True,
+            takes=schemas.PUBLISH,
+            gives={201: shown.Published},
+            problems=(*_TOPIC_PROBLEMS, "queue-full"),
+        ),
+        Route(
+            "PUT",
+            _SCHEDULE,
+            schedules.define,
+            leader=True,
+            takes=schemas.SCHEDULE,
+            gives={200: shown.Schedule, 201: shown.Schedule},
+            problems=_TOPIC_PROBLEMS,
+        ),
+        Route(
+            "GET", _SCHEDULE, schedules.read, query=_READ, gives={200: shown.Schedule}, problems=("unknown-schedule",)
+        ),
+        Route("DELETE", _SCHEDULE, schedules.remove, leader=True, gives={204: None}, problems=("unknown-schedule",)),
+        Route("GET", "/v1/schedules", schedules.list_all, query=_PAGE | {"prefix"}, gives={200: shown.SchedulePage}),
+        Route("GET", "/v1/stream", streams.stream, gives={101: None}, problems=("no-leader", "unreachable-leader")),
+        Route("GET", "/v1/events", events.watch, query=frozenset({"prefix"}), gives={101: None}),
+        Route("GET", f"{_QUEUE}/stats", stats.of_queue, query=_READ, gives={200: shown.QueueStats}),
+        Route("GET", "/v1/stats", stats.of_all, query=_READ, gives={200: shown.AllStats}),
+        Route("GET", "/v1/cluster", cluster.describe, gives={200: shown.Cluster}),
+        Route(
+            "POST",
+            "/v1/cluster/leader",
+            cluster.transfer,
+            leader=True,
+            takes=schemas.TRANSFER,
+            gives={200: shown.Transferred},
+            problems=("change-underway",),
+        ),
+        Route(
+            "POST",
+            "/v1/cluster/nodes",
+            cluster.add,
+            leader=True,
+            takes=schemas.NODE,
+            gives={202: shown.NodeAdded},
+            problems=("change-underway",),
+        ),
+        Route(
+            "DELETE",
+            "/v1/cluster/nodes/{node}",
+            cluster.remove,
+            leader=True,
+            gives={200: shown.NodeRemoved},
+            problems=("change-underway", "unknown-node"),
+        ),
+        Route("GET", "/v1/cluster/digest", cluster.digest, leader=True, gives={200: shown.Digests}),
+        Route("GET", "/v1/cluster/snapshot", cluster.snapshot, gives={200: shown.SNAPSHOT}, problems=("conflict",)),
+        Route(
+            "POST",
+            "/q/{queue}",
+            curl.put,
+            leader=True,
+            proxied=True,
+            large=True,
+            takes=shown.ANY_BODY,
+            gives={201: shown.PUT_ONE},
+            problems=("queue-full",),
+        ),
+        Route("GET", "/q/{queue}", curl.take_one, leader=True, proxied=True, query=_TAKE, gives=_TAKEN),
+        Route("POST", "/q/{queue}/take", curl.take_one, leader=True, proxied=True, query=_TAKE, gives=_TAKEN),
+        Route(
+            "POST",
+            "/q/{queue}/ack/{receipt}",
+            curl.ack,
+            leader=True,
+            proxied=True,
+            gives={200: shown.PLAIN},
+            problems=("gone",),
+        ),
+        Route("GET", "/healthz", cluster.health, always=True, query=_HEALTH, gives={200: shown.HEALTH}),
+        Route("HEAD", "/healthz", cluster.health, always=True, query=_HEALTH, gives={200: shown.HEALTH}),
+        Route(
+            "GET",
+            "/readyz",
+            cluster.readiness,
+            always=True,
+            gives={200: shown.PLAIN},
+            problems=("no-leader", "stopping"),
+        ),
+        Route(
+            "HEAD",
+            "/readyz",
+            cluster.readiness,
+            always=True,
+            gives={200: shown.PLAIN},
+            problems=("no-leader", "stopping"),
+        ),
+        Route("GET", "/metrics", metrics.scrape, always=True, gives={200: shown.METRICS}),
+        Route(
+            "GET",
+            "/metrics/detailed",
+            metrics.scrape_detailed,
+            always=True,
+            query=frozenset({"queue", "prefix"}),
+            gives={200: shown.METRICS},
+        ),
+        Route("GET", "/openapi.json", openapi.read, gives={200: shown.DOCUMENT}),
+        Route("GET", "/docs", docs_page.read, gives={200: shown.PAGE}),
+        Route("GET", "/docs/{asset}", docs_page.asset, gives={200: shown.ASSET}, problems=("not-found",)),
+        Route("GET", "/", cluster.welcome, gives={200: shown.PLAIN}),
     ]
 
 
@@ -91,12 +346,20 @@ class Api:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.routes = Routes(routes())
-        self.waiters = Waiters(lambda queue: node.shard.stale().ready(queue))
+        self.waiters = Waiters(lambda queue, groups: node.shard.stale().ready(queue, groups))
         self.leader = Leader(node.limits.wait_seconds)
         self.metrics = metrics.Metrics(self)
+        self.oldest = stats.Oldest()
+        #: Once a request that proposes: from its head until its command was handed to the shard, waits left out.
+        self.parsed = Histogram()
+        #: The OpenAPI document, once it was asked for.
+        self.document: bytes | None = None
         #: Answers to what no route took, by status.
         self.unrouted: Counter[int] = Counter()
         self.in_flight = 0
+        #: The WebSockets.
+        self.connections: set[Connection] = set()
+        self.events = events.Events(self)
         self._watched: dict[web.RequestHandler, Callable[[], object]] = {}
         self._idle = asyncio.Event()
         self._server: _Server | None = None
@@ -112,6 +375,8 @@ class Api:
     async def drain(self, seconds: float) -> bool:
         """Once `node.stopping` is true: wake the waiters; whether all that was in flight is answered in `seconds`."""
         self.waiters.close()
+        for connection in list(self.connections):
+            connection.stop()
         self._idle.clear()
         try:
             async with asyncio.timeout(seconds):
@@ -131,6 +396,7 @@ class Api:
             self._server.pre_shutdown()
             await self._server.shutdown(_CUT_SECONDS)
         await self.leader.close()
+        await self.oldest.close()
 
     # What the shard tells
 
@@ -138,9 +404,11 @@ class Api:
         self.waiters.on_effects(effects)
 
     def on_role(self, role: str, leader: str | None, term: int) -> None:
-        """Who leads has changed: waiters find out."""
-        del role, leader, term
+        """Who leads has changed: waiters and WebSockets find out."""
         self.waiters.wake_all()
+        self.events.led_by(role, leader, term)
+        for connection in list(self.connections):
+            connection.led_by(leader)
 
     # Requests
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MSGPACK = "application/msgpack"
+#: Asks for the proxy to the leader: `Raftq-Forward: proxy`.
+FORWARD = "Raftq-Forward"
 _TYPES: dict[str | None, str] = {
     None: JSON,
     JSON: JSON,
@@ -38,6 +43,7 @@ class Call:
         "_body",
         "answer_type",
         "api",
+        "came",
         "content_type",
         "node",
         "parameters",
@@ -48,6 +54,8 @@ class Call:
     )
 
     def __init__(self, api: Api, request: web.BaseRequest) -> None:
+        #: Monotonic seconds; 0 once it was told how long it took to be taken in.
+        self.came = monotonic()
         self.api = api
         self.node = api.node
         self.request = request
@@ -65,10 +73,11 @@ class Call:
         self.answer_type = JSON
 
     def negotiate(self) -> None:
-        """Take Content-Type and Accept. The first counts only when there is a body to decode."""
+        """Take the namespace, Content-Type and Accept. The second counts only when there is a body to decode."""
         headers = self.request.headers
-        if headers.get("Raftq-Namespace", "default") != "default":
-            raise Problem("invalid", "Raftq-Namespace: namespaces are not supported in this version: leave it out.")
+        names.enter(headers.get(names.NAMESPACE_HEADER))
+        if headers.get(FORWARD, "proxy") != "proxy":
+            raise Problem("invalid", f"{FORWARD}: is proxy, or left out.")
         content_type = headers.get(hdrs.CONTENT_TYPE)
         self.content_type = _TYPES.get(content_type) or _media_type(content_type)
         accept = headers.get(hdrs.ACCEPT)
@@ -92,6 +101,10 @@ class Call:
         """The client has closed the connection."""
         transport = self.request.transport
         return transport is None or transport.is_closing()
+
+    def watch(self, gone: Callable[[], object]) -> AbstractContextManager[None]:
+        """Call `gone` when the client goes within the block."""
+        return self.api.watch(self.request, gone)
 
     def take_query(self, allowed: frozenset[str]) -> None:
         """Fill `query`. Raises Problem for one that is not `allowed`, or is given twice."""
@@ -147,7 +160,7 @@ class Call:
 
     async def decode(self, schema: Schema[T], *, large: bool = False) -> T:
         """The body as `schema` has it; no body is an empty object. Raises Problem 400, 413, 415 or 422."""
-        if not self.content_type:
+        if not self.content_type and self.request.body_exists:
             raise _not_understood(self.request.headers.get(hdrs.CONTENT_TYPE, ""))
         limits = self.node.limits
         body = self._body

@@ -10,7 +10,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from raftq.api import names, problems, schemas
+from raftq.api import names, problems, schemas, stats
 from raftq.api.answers import Answer, Streamed
 from raftq.api.call import Call
 from raftq.api.ports import BackupRefused
@@ -39,12 +39,12 @@ The HTTP API is described in docs/api.md.
 
 
 async def welcome(_call: Call) -> Answer:
-    """GET /"""
+    """GET /: Say what this is."""
     return Answer(_WELCOME, content_type=TEXT)
 
 
 async def describe(call: Call) -> Answer:
-    """GET /v1/cluster: as this node sees it. Any node answers."""
+    """GET /v1/cluster: Describe the cluster as this node sees it. Any node answers."""
     status = call.node.shard.status()
     nodes = [msgspec.structs.asdict(peer) for peer in status.peers]
     described = {"cluster_id": status.cluster_id, "leader": status.leader, "term": status.term, "nodes": nodes}
@@ -52,7 +52,7 @@ async def describe(call: Call) -> Answer:
 
 
 async def transfer(call: Call) -> Answer:
-    """POST /v1/cluster/leader"""
+    """POST /v1/cluster/leader: Hand leadership over."""
     given = await call.decode(schemas.TRANSFER)
     known = [peer.id for peer in call.node.shard.status().peers]
     if given.node is not None and given.node not in known:
@@ -61,7 +61,7 @@ async def transfer(call: Call) -> Answer:
 
 
 async def add(call: Call) -> Answer:
-    """POST /v1/cluster/nodes: it is a learner now, and becomes a voter by itself once it has caught up."""
+    """POST /v1/cluster/nodes: Add a node. It is a learner now, and becomes a voter by itself once it has caught up."""
     given = await call.decode(schemas.NODE)
     node, address = names.checked_name("id", given.id), _address(given.peer_address)
     replaces = None if given.replaces is None else names.checked_name("replaces", given.replaces)
@@ -71,7 +71,8 @@ async def add(call: Call) -> Answer:
 
 
 async def remove(call: Call) -> Answer:
-    """DELETE /v1/cluster/nodes/{node}. A leader that is to be removed hands over, and sends the client on."""
+    """DELETE /v1/cluster/nodes/{node}: Remove a node. A leader that is to be removed hands over, and sends the
+    client on."""
     shard, node = call.node.shard, names.checked_name("node", call.parameters[0])
     known = [peer.id for peer in shard.status().peers]
     if node not in known:
@@ -99,7 +100,7 @@ async def _changed(change: Awaitable[T]) -> T:
 
 
 async def snapshot(call: Call) -> Answer:
-    """GET /v1/cluster/snapshot: a backup, of what this node has applied. Any node makes one."""
+    """GET /v1/cluster/snapshot: Make a backup of what this node has applied. Any node makes one."""
     try:
         async with call.node.backup() as backup:
             name = f"{backup.cluster_id}-{backup.index}.snapshot"
@@ -121,18 +122,21 @@ async def snapshot(call: Call) -> Answer:
 
 
 async def digest(call: Call) -> Answer:
-    """GET /v1/cluster/digest: of each node's tables at one index of the log."""
+    """GET /v1/cluster/digest: Take the digest of each node's tables at one index of the log."""
     index, nodes = await call.node.shard.digest()
     return call.answer({"index": index, "nodes": nodes})
 
 
-async def health(_call: Call) -> Answer:
-    """GET /healthz: the process serves."""
+async def health(call: Call) -> Answer:
+    """GET /healthz?queues=&prefix=&limit=&cursor=: Tell whether the process serves. With queues=true also how many
+    messages each queue has, as this node has applied them: a page of at most 500 queues, by name."""
+    if stats.wants_queues(call):
+        return await stats.of_each(call)
     return Answer(b"ok\n", content_type=TEXT)
 
 
 async def readiness(call: Call) -> Answer:
-    """GET /readyz: this node can serve writes, itself or through a leader that it hears."""
+    """GET /readyz: Tell whether this node can serve writes, itself or through a leader that it hears."""
     node = call.node
     if node.stopping:
         raise problems.stopping()

@@ -3,7 +3,7 @@ unless it is told to."""
 
 from __future__ import annotations
 
-from raftq.api import bodies, names
+from raftq.api import bodies, messages, names
 from raftq.api.answers import JSON, Answer
 from raftq.api.call import Call
 from raftq.api.leases import take
@@ -19,7 +19,8 @@ BINARY = "application/octet-stream"
 
 
 async def put(call: Call) -> Answer:
-    """POST /q/{queue}: the body as it is. Sent as application/json it must be JSON, and is read as JSON elsewhere."""
+    """POST /q/{queue}: Put the body as it is. Sent as application/json it must be JSON, and is read as JSON
+    elsewhere."""
     queue = call.queue
     body = await call.read(call.node.limits.body_bytes)
     kind = packing.BINARY
@@ -28,14 +29,14 @@ async def put(call: Call) -> Answer:
         kind = packing.JSON
     parts = [Part(0, None, packing.pack([packing.pack_message(body, kind=kind)]))]
     reply, _ = await propose(call, commands.Enqueue(queue, parts), replies.Enqueued, queue)
-    assert reply.spans is not None
-    priority, number, _ = reply.spans[0]
-    return Answer(names.message_id(reply.queue_number, priority, number).encode() + b"\n", 201, TEXT)
+    priority, number, _ = messages.places(reply)[0]
+    queue_number = next(iter(messages.numbers(reply)))
+    return Answer(names.message_id(queue_number, priority, number).encode() + b"\n", 201, TEXT)
 
 
 async def take_one(call: Call) -> Answer:
-    """GET /q/{queue}?wait=&lease=: with `lease` the message is leased and its receipt is a header; without, it is acked
-    in the same step, so that it is lost when this answer is: at most once."""
+    """GET /q/{queue}?wait=&lease=: Take one message. With `lease` the message is leased and its receipt is a header;
+    without, it is acked in the same step, so that it is lost when this answer is: at most once."""
     queue = call.queue
     wait = seconds(call, "wait", least=0, most=call.node.limits.wait_seconds)
     lease = seconds(call, "lease", least=0.001, most=LEASE_SECONDS_MAX)
@@ -55,6 +56,6 @@ async def take_one(call: Call) -> Answer:
 
 
 async def ack(call: Call) -> Answer:
-    """POST /q/{queue}/ack/{receipt}"""
+    """POST /q/{queue}/ack/{receipt}: Ack a message that was taken with `lease`."""
     await settle_one(call, call.parameters[1])
     return Answer(b"done\n", content_type=TEXT)

@@ -16,12 +16,10 @@ from yarl import URL
 
 from raftq.api import problems
 from raftq.api.answers import Answer
-from raftq.api.call import Call
+from raftq.api.call import FORWARD, Call
 from raftq.api.problems import Problem
 from raftq.api.routing import Route
 
-#: Asks for the proxy: `Raftq-Forward: proxy`.
-FORWARD = "Raftq-Forward"
 #: Marks a request that another node forwarded.
 FORWARDED = "Raftq-Forwarded"
 
@@ -72,6 +70,12 @@ class Leader:
         if self._session is not None:
             await self._session.close()
 
+    def session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, auto_decompress=False)
+        return self._session
+
     async def forward(self, call: Call, route: Route) -> Answer:
         """Raises Problem 503."""
         headers = call.request.headers
@@ -95,18 +99,17 @@ class Leader:
                 raise
 
     async def _send(self, call: Call, route: Route, url: str, body: bytes) -> Answer:
-        if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0)
-            self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, auto_decompress=False)
         method, target = _repeatable(call, route)
-        headers = [(name, value) for name, value in call.request.headers.items() if name.lower() not in _NOT_SENT]
+        headers = [(name, value) for name, value in call.request.headers.items() if is_sent(name)]
         headers += [(FORWARDED, call.node.shard.status().node_id), (hdrs.CONTENT_LENGTH, str(len(body)))]
         try:
-            async with self._session.request(
+            async with self.session().request(
                 method,
                 URL(url + target, encoded=True),
                 data=_chunks(body) if body else None,
                 headers=headers,
+                # One without a type is JSON: it must not become octet-stream on its way.
+                skip_auto_headers=[hdrs.CONTENT_TYPE],
                 allow_redirects=False,
             ) as response:
                 return _returned(response, await response.read())
@@ -119,6 +122,12 @@ class Leader:
                 raise Problem("unreachable-leader", f"{detail}.", retry_after=1) from error
             detail += " with the same request_id or dedup_id."
             raise Problem("outcome-unknown", detail, applied="unknown", retry_after=1) from error
+
+
+def is_sent(header: str) -> bool:
+    """To the leader, with a request that is proxied."""
+    name = header.lower()
+    return name not in _NOT_SENT and not name.startswith("sec-websocket-")
 
 
 async def _chunks(body: bytes) -> AsyncIterator[bytes]:

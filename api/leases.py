@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from msgspec.structs import replace
+
 from raftq.api import bodies, names, problems, schemas
 from raftq.api.answers import JSON, Answer
 from raftq.api.call import Call
@@ -18,7 +20,7 @@ from raftq.storage.machine.views import Delivery
 
 
 async def lease(call: Call) -> Answer:
-    """POST /v1/queues/{queue}/lease"""
+    """POST /v1/queues/{queue}/lease: Lease messages. It waits for one when there is none, as long as you say."""
     queue = call.queue
     given = await call.decode(schemas.LEASE)
     limits = call.node.limits
@@ -28,24 +30,63 @@ async def lease(call: Call) -> Answer:
         raise problems.invalid("wait_seconds", f"is a number from 0 to {limits.wait_seconds:g}")
     lease_ms = None if given.lease_seconds is None else milliseconds(given.lease_seconds)
     request = request_of(given.request_id, given.request_seconds)
-    command = commands.Lease(queue, given.max, lease_ms, request)
+    command = commands.Lease(queue, given.max, lease_ms, request, groups=_groups(given.groups))
     committed = await take(call, command, given.wait_seconds)
-    return _leased(call, committed)
+    partitions = call.node.shard.stale().partitions(queue)
+    if partitions is None or committed is None or not committed.reply.ranges:
+        return leased(call, committed)
+    return leased(call, *await _from_others(call, command, committed, partitions))
+
+
+def _groups(given: list[str] | None) -> list[str] | None:
+    """Raises Problem 422."""
+    if given is None:
+        return None
+    if not 0 < len(given) <= schemas.GROUPS_MAX:
+        raise problems.invalid("groups", f"give 1 to {schemas.GROUPS_MAX} group keys, or none at all")
+    return [names.checked_id(f"groups[{place}]", group) for place, group in enumerate(given)]
 
 
 async def take(call: Call, command: commands.Lease, wait_seconds: float) -> Committed | None:
     """The lease, or None when nothing was ready until `wait_seconds` had passed. Raises ShardError or Problem."""
     shard = call.node.shard
-    if command.request is not None or shard.stale().ready(command.queue):
+    if command.request is not None or shard.stale().ready(command.queue, command.groups):
         committed = await _grant(call, command)
         if committed.reply.ranges or not wait_seconds:
             return committed
-    waiter = Waiter()
-    with call.api.watch(call.request, waiter.abandon):
+    waiter, call.came = Waiter(command.groups), 0.0
+    with call.watch(waiter.abandon):
         try:
             return await _poll(call, command, waiter, wait_seconds)
         finally:
             call.api.waiters.leave(command.queue, waiter)
+
+
+async def _from_others(call: Call, command: commands.Lease, first: Committed, partitions: int) -> list[Committed]:
+    """`first`, and what further partitions give until there are as many messages and bytes as one lease may have. With
+    a request id each lease has one of its own, made of it, so that a retry gets all of them again."""
+    granted = [first]
+    for at in range(1, partitions):
+        taken = [one for each in granted for one in each.messages or ()]
+        left = command.max - len(taken)
+        bytes_left = command.max_bytes - sum(len(one.data) for one in taken if one is not None)
+        asked = command.request
+        known = asked is not None or call.node.shard.stale().ready(command.queue, command.groups)
+        if left <= 0 or bytes_left <= 0 or not known:
+            break
+        request = asked and commands.Request(f"{asked.id}\0{at}", asked.keep_ms)
+        try:
+            more = await _grant(call, replace(command, max=left, max_bytes=bytes_left, request=request))
+        except (ShardError, problems.Problem):
+            break  # what is leased already is given
+        except ConnectionResetError:
+            for each in granted:
+                give_back(call, command, each.reply)
+            raise
+        if not more.reply.ranges:
+            break
+        granted.append(more)
+    return granted
 
 
 async def _poll(call: Call, command: commands.Lease, waiter: Waiter, wait_seconds: float) -> Committed | None:
@@ -63,27 +104,29 @@ async def _poll(call: Call, command: commands.Lease, waiter: Waiter, wait_second
             # Between two leaders: woken when there is one, to be sent to it.
             await call.api.waiters.wait(queue, waiter, until)
             continue
-        queue_of(view, queue)
-        if view.ready(queue):
+        settings = queue_of(view, queue).settings
+        if command.groups is not None and settings.max_leased_per_group is None:
+            raise problems.invalid("groups", commands.WITHOUT_GROUPS)
+        if view.ready(queue, command.groups):
             committed = await _grant(call, command)
             if committed.reply.ranges:
                 return committed
         if now() >= until:
             return None
         # What became ready since then is seen here: no await lies between this look and joining the line.
-        if not shard.stale().ready(queue):
+        if not shard.stale().ready(queue, command.groups):
             await call.api.waiters.wait(queue, waiter, until)
 
 
 async def _grant(call: Call, command: commands.Lease) -> Committed:
     _, committed = await propose(call, command, replies.Leased, command.queue)
     if call.gone:
-        _give_back(call, command, committed.reply)
+        give_back(call, command, committed.reply)
         raise ConnectionResetError("the client closed the connection")
     return committed
 
 
-def _give_back(call: Call, command: commands.Lease, reply: replies.Leased) -> None:
+def give_back(call: Call, command: commands.Lease, reply: replies.Leased) -> None:
     """The client of this lease has gone: hand the messages back unharmed, but for a lease with a request id, which its
     client will ask for again. It is a courtesy: if it fails, the lease expires."""
     count = sum(span.count for span in reply.ranges)
@@ -97,13 +140,18 @@ def _give_back(call: Call, command: commands.Lease, reply: replies.Leased) -> No
     future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
-def _leased(call: Call, committed: Committed | None) -> Answer:
-    if committed is None or not committed.messages:
-        return Answer(b'{"messages":[]}') if call.answer_type is JSON else call.answer({"messages": []})
-    reply: replies.Leased = committed.reply
+def leased(call: Call, *granted: Committed | None) -> Answer:
+    """The answer with the messages of leases; with none for None."""
+    found = [one for one in granted if one is not None and one.messages]
     if call.answer_type is JSON:
-        return Answer(b'{"messages":[%b]}' % _leased_json(reply, committed.messages))
-    messages = [leased_fields(reply, slot, one) for slot, one in enumerate(committed.messages) if one is not None]
+        texts = [_leased_json(one.reply, one.messages or []) for one in found]
+        return Answer(b'{"messages":[%b]}' % b",".join(filter(None, texts)))
+    messages = [
+        leased_fields(one.reply, slot, message)
+        for one in found
+        for slot, message in enumerate(one.messages or [])
+        if message is not None
+    ]
     return call.answer({"messages": messages})
 
 
@@ -122,10 +170,8 @@ def _leased_json(reply: replies.Leased, messages: list[Delivery | None]) -> byte
             before = b',{"id":"%d-%d-' % (reply.queue_number, priority)
             receipt = b'","receipt":"%d.%d.' % (reply.queue_number, reply.lease_id)
             fence = b'","fence":%d,' % reply.lease_id
-            after = (
-                b',"group":null,"priority":%d,"deliveries":%d,"failures":%d,"enqueued_at_ms":%d,"deadline_ms":%d,'
-                b'"dead_letter":null}'
-            ) % (*alike, reply.deadline_ms)
+            alike_json = b',"priority":%d,"deliveries":%d,"failures":%d,"enqueued_at_ms":%d' % alike
+            after = b'%b,"deadline_ms":%d}' % (alike_json, reply.deadline_ms)
         pieces += (before, b"%d" % number, receipt, b"%d" % slot, fence, bodies.json_fields(data), after)
     return b"".join(pieces)[1:]
 
@@ -140,12 +186,10 @@ def leased_fields(reply: replies.Leased, slot: int, one: Delivery) -> dict[str, 
         }
         | bodies.msgpack_fields(one.data)
         | {
-            "group": None,
             "priority": one.priority,
             "deliveries": one.deliveries,
             "failures": one.failures,
             "enqueued_at_ms": one.enqueued_at_ms,
             "deadline_ms": reply.deadline_ms,
-            "dead_letter": None,
         }
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any, cast
 
 import msgspec
@@ -10,10 +12,9 @@ from raftq.api import bodies, names, problems, schemas
 from raftq.api.answers import JSON, Answer
 from raftq.api.call import Call
 from raftq.api.parts import parts_of
-from raftq.api.problems import Problem
 from raftq.api.proposals import propose, request_of
-from raftq.api.reads import PAGE_MAX, queue_of, view_of, whole_number
-from raftq.api.schemas import EnqueueGiven, MessageGiven
+from raftq.api.reads import PAGE_MAX, plain_queue_of, queue_of, view_of, whole_number
+from raftq.api.schemas import MessageGiven, PublishGiven
 from raftq.storage.machine import commands, replies
 from raftq.storage.machine.views import MessageState, Peeked, View
 
@@ -24,25 +25,26 @@ _LOOK = 20
 
 
 async def enqueue(call: Call) -> Answer:
-    """POST /v1/queues/{queue}/messages"""
+    """POST /v1/queues/{queue}/messages: Enqueue one message, or many at once. The queue is made when there is none."""
     queue = call.queue
     given = await call.decode(schemas.ENQUEUE, large=True)
-    messages: list[MessageGiven] = [given] if given.messages is None else _batch(call, given)
-    parts = parts_of(messages, _packed(call, messages, given))
+    messages: list[MessageGiven] = [given] if given.messages is None else batch(call, given)
+    parts = parts_of(messages, packed(call, messages, given))
     request = request_of(given.request_id, given.request_seconds)
     command = commands.Enqueue(queue, parts, request, given.auto_create)
     reply, committed = await propose(call, command, replies.Enqueued, queue)
-    return _enqueued(call, reply, committed.index)
+    return enqueued(call, reply, committed.index)
 
 
-def _batch(call: Call, given: EnqueueGiven) -> list[MessageGiven]:
+def batch(call: Call, given: PublishGiven) -> list[MessageGiven]:
+    """Its messages, checked as a whole. Raises Problem 413 or 422."""
     messages = given.messages or []
     most = call.node.limits.batch_messages
     if len(messages) > most:
         raise problems.too_large("messages", f"A batch takes at most {most:,} messages, this has {len(messages):,}.")
     if not messages:
         raise problems.invalid("messages", "give at least one message")
-    for field, nothing in _NOTHING_BESIDE.items():
+    for field, nothing in schemas.MESSAGE_DEFAULTS.items():
         if getattr(given, field) != nothing:
             raise problems.invalid(field, "goes into each of the messages, not beside them")
     if len(given.body):
@@ -50,10 +52,8 @@ def _batch(call: Call, given: EnqueueGiven) -> list[MessageGiven]:
     return messages
 
 
-_NOTHING_BESIDE = {name: getattr(MessageGiven(), name) for name in MessageGiven.__struct_fields__ if name != "body"}
-
-
-def _packed(call: Call, messages: list[MessageGiven], request: EnqueueGiven) -> list[bytes]:
+def packed(call: Call, messages: list[MessageGiven], request: PublishGiven) -> list[bytes]:
+    """The messages as they are stored; `call.body` holds the text of all of them. Raises Problem 413 or 422."""
     limits = call.node.limits
     packed = bodies.plain(messages, call.body, limits) if call.content_type is JSON else None
     if packed is not None:
@@ -65,17 +65,17 @@ def _packed(call: Call, messages: list[MessageGiven], request: EnqueueGiven) -> 
     ]
 
 
-def _enqueued(call: Call, reply: replies.Enqueued, index: int) -> Answer:
+def enqueued(call: Call, reply: replies.Enqueued, index: int) -> Answer:
     if call.answer_type is JSON:
         return Answer(b'{"messages":[%b],"index":%d}' % (_places_json(reply), index), 201)
     messages = [
-        {"id": names.message_id(reply.queue_number, priority, number), "duplicate": duplicate}
-        for priority, number, duplicate in _places(reply)
+        {"id": names.message_id(queue_number, priority, number), "duplicate": duplicate}
+        for queue_number, (priority, number, duplicate) in zip(numbers(reply), places(reply), strict=False)
     ]
     return call.answer({"messages": messages, "index": index}, 201)
 
 
-def _places(reply: replies.Enqueued) -> list[tuple[int, int, bool]]:
+def places(reply: replies.Enqueued) -> list[tuple[int, int, bool]]:
     """(priority, number, duplicate) of each message, in the order of the request."""
     if reply.places is not None:
         return reply.places
@@ -84,6 +84,11 @@ def _places(reply: replies.Enqueued) -> list[tuple[int, int, bool]]:
         for priority, first, count in reply.spans or ()
         for number in range(first, first + count)
     ]
+
+
+def numbers(reply: replies.Enqueued) -> Iterable[int]:
+    """The queue number of each of the places: one and the same without end, or those of partitions."""
+    return reply.numbers if reply.numbers is not None else repeat(reply.queue_number)
 
 
 def _places_json(reply: replies.Enqueued) -> bytes:
@@ -96,22 +101,21 @@ def _places_json(reply: replies.Enqueued) -> bytes:
         )
     return b",".join(
         [
-            b'{"id":"%d-%d-%d","duplicate":%b}'
-            % (reply.queue_number, priority, number, b"true" if duplicate else b"false")
-            for priority, number, duplicate in _places(reply)
+            b'{"id":"%d-%d-%d","duplicate":%b}' % (queue_number, priority, number, b"true" if duplicate else b"false")
+            for queue_number, (priority, number, duplicate) in zip(numbers(reply), places(reply), strict=False)
         ]
     )
 
 
 async def peek(call: Call) -> Answer:
-    """GET /v1/queues/{queue}/messages?state=&limit=&cursor=&consistency="""
+    """GET /v1/queues/{queue}/messages?state=&limit=&cursor=&consistency=: Look at messages without leasing them."""
     queue = call.queue
     state = call.query.get("state", "ready")
     if state not in STATES:
         raise problems.invalid("query.state", f"is one of {', '.join(STATES)}")
     limit = whole_number(call, "limit", 10, least=1, most=PAGE_MAX)
     view = await view_of(call)
-    number = queue_of(view, queue).number
+    number = plain_queue_of(view, queue).number
     messages, cursor = _look(call, view, cast("MessageState", state), limit)
     return _page(call, number, messages, cursor)
 
@@ -132,15 +136,16 @@ def _look(call: Call, view: View, state: MessageState, limit: int) -> tuple[list
 
 
 async def read_one(call: Call) -> Answer:
-    """GET /v1/queues/{queue}/messages/{id}"""
+    """GET /v1/queues/{queue}/messages/{id}: Look at one message."""
     queue = call.queue
     parsed = names.parse_message_id(call.parameters[1])
     view = await view_of(call)
+    queue_of(view, queue)
+    queue = view.partition(queue, parsed[0]) if parsed else queue
     number = queue_of(view, queue).number
     found = view.message(queue, parsed[1], parsed[2]) if parsed and parsed[0] == number else None
     if found is None:
-        detail = "It was acked or never was; a message id belongs to the queue as it was first created."
-        raise Problem("unknown-message", detail)
+        raise problems.unknown_message()
     if call.answer_type is JSON:
         return Answer(_peeked_json(number, found))
     return call.answer(_peeked(number, found))
@@ -163,14 +168,12 @@ def _before_body(number: int, one: Peeked) -> dict[str, Any]:
 
 def _after_body(one: Peeked) -> dict[str, Any]:
     return {
-        "group": None,
         "priority": one.priority,
         "deliveries": one.deliveries,
         "failures": one.failures,
         "enqueued_at_ms": one.enqueued_at_ms,
         "due_ms": one.due_ms,
         "deadline_ms": one.deadline_ms,
-        "dead_letter": None,
     }
 
 

@@ -7,6 +7,7 @@ opaque. Numbers of queues are never used again: an id or a receipt cannot mean a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from functools import lru_cache
 from string import ascii_letters, digits
 
@@ -18,17 +19,40 @@ NAMESPACE = "default"
 NAME_CHARACTERS_MAX = 128
 _NAME_CHARACTERS = frozenset(ascii_letters + digits + "._-")
 
+#: What every name matches.
+NAME_PATTERN = rf"^(?!\.\.?$)[A-Za-z0-9._-]{{1,{NAME_CHARACTERS_MAX}}}$"
+#: What every receipt matches.
+RECEIPT_PATTERN = r"^(0|[1-9][0-9]{0,17})\.(0|[1-9][0-9]{0,17})\.(0|[1-9][0-9]{0,2})$"
 #: Request ids and dedup ids.
 ID_BYTES_MAX = 128
 _U63 = 1 << 63
 _DIGITS_MAX = 19
 
 
-@lru_cache(8192)
+#: Names the namespace of a request.
+NAMESPACE_HEADER = "Raftq-Namespace"
+#: Of the request that is served in this context. Every key is made here, so none can be of another namespace.
+_namespace: ContextVar[str] = ContextVar("namespace", default=NAMESPACE)
+
+
+def enter(namespace: str | None) -> None:
+    """All that is served in this context from here on is of this namespace; None: the default. Raises Problem 422."""
+    _namespace.set(NAMESPACE if namespace is None else checked_name(NAMESPACE_HEADER, namespace))
+
+
+def namespace() -> str:
+    return _namespace.get()
+
+
 def queue_key(name: str, field: str = "queue") -> QueueKey:
-    """Raises Problem 422, naming the field, unless `name` is 1 to 128 of A-Z a-z 0-9 . _ - and not `.` or `..`, which a
-    client would resolve before sending."""
-    return f"{NAMESPACE}/{checked_name(field, name)}"
+    """Of the context's namespace. Raises Problem 422, naming the field, unless `name` is 1 to 128 of A-Z a-z 0-9 . _ -
+    and not `.` or `..`, which a client would resolve before sending."""
+    return _key(_namespace.get(), name, field)
+
+
+@lru_cache(8192)
+def _key(namespace: str, name: str, field: str) -> QueueKey:
+    return f"{namespace}/{checked_name(field, name)}"
 
 
 def checked_name(field: str, name: str) -> str:
@@ -45,7 +69,7 @@ def queue_name(key: QueueKey) -> str:
 
 
 def checked_id(field: str, value: str) -> str:
-    """A request id or dedup id. Raises Problem 422."""
+    """A request id, dedup id, replace key or group key. Raises Problem 422."""
     if not value or len(value) > ID_BYTES_MAX or len(value.encode()) > ID_BYTES_MAX:
         raise problems.invalid(field, f"give 1 to {ID_BYTES_MAX} bytes of text")
     return value

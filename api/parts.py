@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from raftq.api import names
 from raftq.api.schemas import MessageGiven, milliseconds
@@ -15,14 +16,18 @@ _BLOB_BYTES = 4
 
 
 def parts_of(given: Sequence[MessageGiven], packed: Sequence[bytes]) -> list[Part]:
-    """`given[i]` was packed as `packed[i]`. Raises Problem 422 for a bad dedup id."""
+    """`given[i]` was packed as `packed[i]`. Raises Problem 422 for a bad dedup id or replace key."""
     if len(given) == 1 or _fits(packed):
         priority, delay = given[0].priority, given[0].delay_seconds
-        if all(one.priority == priority and one.delay_seconds == delay and one.dedup_id is None for one in given):
+        if all(one.priority == priority and one.delay_seconds == delay and _has_no_id(one) for one in given):
             return [Part(priority, _delay_ms(delay), packing.pack(packed))]
-    dedup_ids = _dedup_ids(given)
+    dedup_ids, replace_keys = _ids(given, "dedup_id"), _ids(given, "replace_key")
     runs = [run for places in _groups(given) for run in _split(places, packed)]
-    return [_part(run, given[run[0]], packed, dedup_ids, whole=len(runs) == 1) for run in runs]
+    return [_part(run, given[run[0]], packed, dedup_ids, replace_keys, whole=len(runs) == 1) for run in runs]
+
+
+def _has_no_id(one: MessageGiven) -> bool:
+    return one.dedup_id is None and one.replace_key is None
 
 
 def _fits(packed: Sequence[bytes]) -> bool:
@@ -52,28 +57,37 @@ def _split(places: list[int], packed: Sequence[bytes]) -> list[list[int]]:
 
 
 def _part(
-    run: list[int], alike: MessageGiven, packed: Sequence[bytes], dedup_ids: list[str | None] | None, *, whole: bool
+    run: list[int],
+    alike: MessageGiven,
+    packed: Sequence[bytes],
+    dedup_ids: list[str | None] | None,
+    replace_keys: list[str | None] | None,
+    *,
+    whole: bool,
 ) -> Part:
-    ids = [dedup_ids[place] for place in run] if dedup_ids else None
     return Part(
         alike.priority,
         _delay_ms(alike.delay_seconds),
         packing.pack([packed[place] for place in run]),
         None if whole else run,
-        ids if ids and any(ids) else None,
+        _of(run, dedup_ids),
+        _of(run, replace_keys),
     )
 
 
-def _dedup_ids(given: Sequence[MessageGiven]) -> list[str | None] | None:
-    ids = [
-        None if message.dedup_id is None else names.checked_id(_field(place, given), message.dedup_id)
-        for place, message in enumerate(given)
-    ]
+def _of(run: list[int], ids: list[str | None] | None) -> list[str | None] | None:
+    """Those of the run, None when it has none."""
+    found = [ids[place] for place in run] if ids else []
+    return found if any(found) else None
+
+
+def _ids(given: Sequence[MessageGiven], name: Literal["dedup_id", "replace_key"]) -> list[str | None] | None:
+    ids: list[str | None] = []
+    for place, message in enumerate(given):
+        value = getattr(message, name)
+        field = name if len(given) == 1 else f"messages[{place}].{name}"
+        ids.append(None if value is None else names.checked_id(field, value))
     return ids if any(ids) else None
-
-
-def _field(place: int, given: Sequence[MessageGiven]) -> str:
-    return "dedup_id" if len(given) == 1 else f"messages[{place}].dedup_id"
 
 
 def _delay_ms(delay_seconds: float | None) -> int | None:

@@ -21,22 +21,28 @@ CONTENT_TYPE = "application/problem+json"
 Applied = Literal["no", "unknown"]
 
 #: Slug -> (status, title).
-_KINDS = {
+KINDS = {
     "malformed": (400, "The request could not be read"),
     "not-leader": (307, "Another node leads"),
     "not-found": (404, "There is nothing at this path"),
     "unknown-queue": (404, "There is no such queue"),
     "unknown-message": (404, "There is no such message"),
+    "unknown-topic": (404, "There is no such topic"),
+    "unknown-subscription": (404, "There is no such subscription"),
+    "unknown-schedule": (404, "There is no such schedule"),
+    "unknown-redrive": (404, "There was no redrive of this queue"),
     "unknown-node": (404, "There is no such node in the cluster"),
     "method-not-allowed": (405, "This path does not take this method"),
     "timeout": (408, "The request did not arrive in time"),
     "conflict": (409, "The request conflicts with what is there"),
+    "transaction-refused": (409, "An operation of the transaction cannot be done"),
     "gone": (410, "The lease has passed, or the message was settled"),
     "too-large": (413, "The request is over a limit"),
     "unsupported-media-type": (415, "This content type is not understood"),
     "expectation-failed": (417, "This expectation cannot be met"),
     "invalid": (422, "A field of the request is invalid"),
     "overloaded": (429, "Too much is waiting"),
+    "queue-full": (429, "The queue is full"),
     "internal": (500, "The node failed on this request"),
     "no-leader": (503, "The cluster has no leader now"),
     "outcome-unknown": (503, "It is not known whether the request took effect"),
@@ -47,24 +53,7 @@ _KINDS = {
 }
 
 #: Fields that DESIGN promises and a later version will take.
-LATER = frozenset(
-    (
-        "group",
-        "groups",
-        "replace_key",
-        "max_failures",
-        "dead_letter_queue",
-        "retention_seconds",
-        "backoff",
-        "max_messages",
-        "max_bytes",
-        "max_leased_per_group",
-        "partitions",
-        "reason",
-        "cron",
-        "interval",
-    )
-)
+LATER = frozenset(("partitions",))
 
 
 class Problem(Exception):
@@ -83,7 +72,7 @@ class Problem(Exception):
     ) -> None:
         super().__init__(detail)
         self.kind = kind
-        self.status, self.title = _KINDS[kind]
+        self.status, self.title = KINDS[kind]
         self.detail = detail
         self.applied = applied
         self.retry_after = retry_after
@@ -93,15 +82,17 @@ class Problem(Exception):
         self.fields = fields
 
     def body(self) -> bytes:
-        """The problem document. Text that came from the client may hold what is no Unicode; it is replaced."""
-        document = {
+        return msgspec.json.encode(self.document())
+
+    def document(self) -> dict[str, Any]:
+        """Text that came from the client may hold what is no Unicode; it is replaced."""
+        return {
             "type": TYPES + self.kind,
             "title": self.title,
             "status": self.status,
             "detail": _clean(self.detail),
             "applied": self.applied,
         } | {name: _clean(value) if isinstance(value, str) else value for name, value in self.fields.items()}
-        return msgspec.json.encode(document)
 
     def headers(self) -> list[tuple[str, str]]:
         headers = []
@@ -153,9 +144,56 @@ def refused(reason: str, detail: str, queue: str) -> Problem:
     """Of a `Refused` reply of the state machine."""
     if reason == "unknown_queue":
         return unknown_queue(queue)
+    if reason == "unknown_topic":
+        return unknown_topic(queue)
+    if reason == "unknown_schedule":
+        return unknown_schedule(queue)
+    if reason == "unknown_subscription":
+        return unknown_subscription(detail.partition(" ")[0])
+    if reason == "unknown_message":
+        return unknown_message()
+    if reason == "unknown_redrive":
+        return unknown_redrive()
     if reason == "invalid":
-        return invalid("request", detail)
+        field, colon, what = detail.partition(": ")
+        return invalid(field, what) if colon and field.isidentifier() else invalid("request", detail)
+    if reason == "too_large":
+        return Problem("too-large", f"{detail}.")
+    if reason == "full":
+        return queue_full(detail, queue)
     return Problem("conflict", f"{detail or reason}. Nothing was changed.", reason=reason)
+
+
+def unknown_message() -> Problem:
+    detail = "It was settled or removed, or never was. A purge makes older ids mean nothing, as does a new queue."
+    return Problem("unknown-message", detail)
+
+
+def unknown_redrive() -> Problem:
+    return Problem("unknown-redrive", "There was no redrive of this queue, or a purge made it be forgotten.")
+
+
+def queue_full(detail: str, queue: str) -> Problem:
+    """A limit of the queue, which `detail` names. Consumers make room."""
+    name = queue.partition("/")[2]
+    what = f"The queue {name} is full: {detail}. Retry, lease and ack more, or raise the limit."
+    return Problem("queue-full", what, retry_after=1, queue=name)
+
+
+def unknown_topic(topic: str) -> Problem:
+    name = topic.partition("/")[2]
+    return Problem("unknown-topic", f"There is no topic {name}: create it with PUT /v1/topics/{name}.", topic=name)
+
+
+def unknown_schedule(schedule: str) -> Problem:
+    name = schedule.partition("/")[2]
+    detail = f"There is no schedule {name}: create it with PUT /v1/schedules/{name}."
+    return Problem("unknown-schedule", detail, schedule=name)
+
+
+def unknown_subscription(queue: str) -> Problem:
+    name = queue.partition("/")[2]
+    return Problem("unknown-subscription", f"The queue {name} is not subscribed to this topic.", queue=name)
 
 
 def unknown_queue(queue: str) -> Problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TypeVar
 
 from raftq.api import names, problems
@@ -18,14 +19,18 @@ REQUEST_SECONDS = 300.0
 
 async def propose(call: Call, command: commands.Command, kind: type[Reply], queue: str) -> tuple[Reply, Committed]:
     """The reply, of type `kind`, once it is durable on a majority. Raises ShardError, or Problem for a refusal."""
-    committed = await call.node.shard.propose(commands.encode(command))
+    encoded = commands.encode(command)
+    if call.came:
+        call.api.parsed.observe(monotonic() - call.came)
+        call.came = 0.0
+    committed = await call.node.shard.propose(encoded)
     return accepted(committed, kind, queue), committed
 
 
 def accepted(committed: Committed, kind: type[Reply], queue: str) -> Reply:
     reply = committed.reply
     if isinstance(reply, replies.Refused):
-        raise problems.refused(reply.reason, reply.detail, queue)
+        raise problems.refused(reply.reason, reply.detail, reply.queue or queue)
     assert isinstance(reply, kind), reply
     return reply
 

@@ -1,146 +1,146 @@
-"""Queues: define, read, change, remove, list; and their stats."""
+"""Queues: define, read, change, remove, list."""
 
 from __future__ import annotations
 
-import asyncio
-import math
+from collections.abc import Callable
 from typing import Any
 
-from raftq.api import names, problems, schemas
+from msgspec import UNSET
+
+from raftq.api import names, problems, schemas, stats
 from raftq.api.answers import Answer
 from raftq.api.call import Call
 from raftq.api.proposals import propose
-from raftq.api.reads import PAGE_MAX, queue_of, view_of, whole_number
-from raftq.api.schemas import QueueGiven, milliseconds
-from raftq.replication.shard import Shard
+from raftq.api.reads import PAGE_MAX, name_text, queue_of, view_of, whole_number
+from raftq.api.schemas import BackoffGiven, QueueGiven, milliseconds
 from raftq.storage.machine import commands, replies
-from raftq.storage.machine.commands import QueueSettings
-from raftq.storage.machine.views import QueueInfo, View
-
-#: Counters of a queue since it was created.
-TOTALS = ("enqueued", "delivered", "acked", "nacked", "released", "expired", "duplicates")
-#: Messages and bytes of a queue now.
-COUNTS = ("ready", "leased", "delayed", "bytes")
-#: Queues that are summed in one go.
-_SUMMED = 100
+from raftq.storage.machine.commands import Backoff, QueueSettings
 
 
 async def define(call: Call) -> Answer:
-    """PUT /v1/queues/{queue}: what is not given takes its default."""
+    """PUT /v1/queues/{queue}: Define a queue. What is not given takes its default."""
     queue = call.queue
-    settings = _settings(QueueSettings(), await call.decode(schemas.QUEUE))
-    reply, _ = await propose(call, commands.DefineQueue(queue, settings), replies.QueueDefined, queue)
-    return call.answer(_described(queue, settings), 201 if reply.created else 200)
+    given = await call.decode(schemas.QUEUE)
+    settings, _ = _settings(queue, given)
+    command = commands.DefineQueue(queue, settings, partitions=_partitions(queue, given))
+    reply, _ = await propose(call, command, replies.QueueDefined, queue)
+    partitions = call.node.shard.stale().partitions(queue)
+    return call.answer(_described(queue, settings, partitions), 201 if reply.created else 200)
+
+
+def _partitions(queue: str, given: QueueGiven) -> int | None:
+    """Raises Problem 422."""
+    if isinstance(given.partitions, int) and len(f"{names.queue_name(queue)}.63") > names.NAME_CHARACTERS_MAX:
+        raise problems.invalid("queue", "the names of partitions are longer by three characters: choose a shorter one")
+    return given.partitions if isinstance(given.partitions, int) else None
 
 
 async def change(call: Call) -> Answer:
-    """PATCH /v1/queues/{queue}: what is not given stays."""
+    """PATCH /v1/queues/{queue}: Change the settings that are given. The others stay."""
     queue = call.queue
     given = await call.decode(schemas.QUEUE)
-    settings = _settings(queue_of(await call.node.shard.read(), queue).settings, given)
-    await propose(call, commands.DefineQueue(queue, settings, create=False), replies.QueueDefined, queue)
-    return call.answer(_described(queue, settings))
+    settings, only = _settings(queue, given)
+    return await put(call, settings, only, _partitions(queue, given))
 
 
-def _settings(before: QueueSettings, given: QueueGiven) -> QueueSettings:
-    def ms(seconds: float | None, otherwise: int) -> int:
-        return otherwise if seconds is None else milliseconds(seconds)
-
-    return QueueSettings(
-        lease_ms=ms(given.lease_seconds, before.lease_ms),
-        delay_ms=ms(given.delay_seconds, before.delay_ms),
-        dedup_window_ms=ms(given.dedup_window_seconds, before.dedup_window_ms),
-        paused=before.paused if given.paused is None else given.paused,
-    )
+async def put(call: Call, settings: QueueSettings, only: list[str], partitions: int | None = None) -> Answer:
+    """Change the settings named `only`, and answer with all."""
+    queue = call.queue
+    command = commands.DefineQueue(queue, settings, False, only, partitions)
+    reply, _ = await propose(call, command, replies.QueueDefined, queue)
+    return call.answer(_described(queue, reply.settings or settings, call.node.shard.stale().partitions(queue)))
 
 
-def _described(queue: str, settings: QueueSettings) -> dict[str, Any]:
+def _settings(queue: str, given: QueueGiven) -> tuple[QueueSettings, list[str]]:
+    """The settings, with the defaults of those not given, and the names of those that are. Raises Problem 422."""
+    values: dict[str, Any] = {}
+    for name in given.__struct_fields__:
+        value = getattr(given, name)
+        if value is not UNSET and name != "partitions":
+            field, read = _READ.get(name, (name, _same))
+            values[field] = None if value is None else read(value)
+    if values.get("dead_letter_queue") == queue:
+        raise problems.invalid("dead_letter_queue", "name another queue: this one cannot be its own")
+    given_ones = {field: value for field, value in values.items() if value is not None}
+    return QueueSettings(**given_ones), list(values)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _dead_letter_queue(name: str) -> str:
+    return names.queue_key(name, "dead_letter_queue")
+
+
+def _backoff(given: BackoffGiven) -> Backoff:
+    if given.max_seconds < given.initial_seconds:
+        raise problems.invalid("backoff.max_seconds", "is at least initial_seconds")
+    factor_milli = milliseconds(given.factor)
+    return Backoff(milliseconds(given.initial_seconds), factor_milli, milliseconds(given.max_seconds))
+
+
+#: Name of a setting -> field of `QueueSettings`, and how its value is read; the others are the same.
+_READ: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "lease_seconds": ("lease_ms", milliseconds),
+    "delay_seconds": ("delay_ms", milliseconds),
+    "dedup_window_seconds": ("dedup_window_ms", milliseconds),
+    "retention_seconds": ("retention_ms", milliseconds),
+    "dead_letter_queue": ("dead_letter_queue", _dead_letter_queue),
+    "backoff": ("backoff", _backoff),
+}
+
+
+def _described(queue: str, settings: QueueSettings, partitions: int | None = None) -> dict[str, Any]:
+    target, backoff = settings.dead_letter_queue, settings.backoff
     return {
         "name": names.queue_name(queue),
         "lease_seconds": settings.lease_ms / 1000,
         "delay_seconds": settings.delay_ms / 1000,
         "dedup_window_seconds": settings.dedup_window_ms / 1000,
         "paused": settings.paused,
+        "retention_seconds": None if settings.retention_ms is None else settings.retention_ms / 1000,
+        "dead_letter_queue": None if target is None else names.queue_name(target),
+        "max_failures": settings.failures_max(),
+        "backoff": backoff
+        and {
+            "initial_seconds": backoff.initial_ms / 1000,
+            "factor": backoff.factor_milli / 1000,
+            "max_seconds": backoff.max_ms / 1000,
+        },
+        "max_messages": settings.max_messages,
+        "max_bytes": settings.max_bytes,
+        "max_leased_per_group": settings.max_leased_per_group,
+        "partitions": partitions,
     }
 
 
 async def read(call: Call) -> Answer:
-    """GET /v1/queues/{queue}"""
+    """GET /v1/queues/{queue}: Read the settings."""
     queue = call.queue
     info = queue_of(await view_of(call), queue)
-    return call.answer(_described(queue, info.settings))
+    return call.answer(_described(queue, info.settings, info.partitions))
 
 
 async def remove(call: Call) -> Answer:
-    """DELETE /v1/queues/{queue}, with its messages."""
+    """DELETE /v1/queues/{queue}: Remove a queue with its messages."""
     queue = call.queue
     reply, _ = await propose(call, commands.DeleteQueue(queue), replies.QueueDeleted, queue)
     return call.answer({"messages": reply.messages})
 
 
 async def list_all(call: Call) -> Answer:
-    """GET /v1/queues?prefix=&limit=&cursor=&stats="""
-    prefix, cursor = _name_text(call, "prefix"), _name_text(call, "cursor")
+    """GET /v1/queues?prefix=&limit=&cursor=&stats=: List the queues by name."""
+    prefix, cursor = name_text(call, "prefix"), name_text(call, "cursor")
     limit = whole_number(call, "limit", 100, least=1, most=PAGE_MAX)
-    stats = call.query.get("stats", "false")
-    if stats not in ("true", "false"):
+    wanted = call.query.get("stats", "false")
+    if wanted not in ("true", "false"):
         raise problems.invalid("query.stats", "is true or false")
     view = await view_of(call)
-    found, cursor = view.queues(names.NAMESPACE, prefix or "", limit, cursor)
+    now_ms = call.node.shard.wall_ms()
+    found, cursor = view.queues(names.namespace(), prefix or "", limit, cursor)
     queues = [
-        _described(info.key, info.settings) | ({"stats": _stats(view, info)} if stats == "true" else {})
+        _described(info.key, info.settings) | ({"stats": stats.counted(view, info, now_ms)} if wanted == "true" else {})
         for info in found
     ]
     return call.answer({"queues": queues, "cursor": cursor})
-
-
-def _name_text(call: Call, parameter: str) -> str | None:
-    """A parameter that is (the beginning of) a queue's name. Raises Problem 422."""
-    text = call.query.get(parameter)
-    if text:
-        names.queue_key(text, f"query.{parameter}")
-    return text or None
-
-
-async def stats(call: Call) -> Answer:
-    """GET /v1/queues/{queue}/stats"""
-    queue = call.queue
-    view = await view_of(call)
-    return call.answer({"name": names.queue_name(queue)} | _stats(view, queue_of(view, queue)))
-
-
-async def stats_of_all(call: Call) -> Answer:
-    """GET /v1/stats: the sums over all queues."""
-    await view_of(call)
-    return call.answer(await sums(call.node.shard))
-
-
-async def sums(shard: Shard) -> dict[str, Any]:
-    """Over all queues, as this node has applied them. The loop gets a pass now and then: there may be many."""
-    counts, totals = dict.fromkeys(COUNTS, 0), dict.fromkeys(TOTALS, 0)
-    queues, oldest, cursor = 0, math.inf, None
-    while True:
-        view = shard.stale()
-        page, cursor = view.queues(names.NAMESPACE, "", _SUMMED, cursor)
-        for info in page:
-            queues += 1
-            for name in COUNTS:
-                counts[name] += getattr(info, name)
-            for name in TOTALS:
-                totals[name] += getattr(info, name)
-            oldest = min(oldest, info.oldest_ready_ms or math.inf)
-        if cursor is None:
-            age = _age(view, None if oldest is math.inf else int(oldest))
-            return {"queues": queues} | counts | {"oldest_ready_seconds": age, "totals": totals}
-        await asyncio.sleep(0)
-
-
-def _stats(view: View, info: QueueInfo) -> dict[str, Any]:
-    counts = {name: getattr(info, name) for name in COUNTS}
-    totals = {name: getattr(info, name) for name in TOTALS}
-    return counts | {"oldest_ready_seconds": _age(view, info.oldest_ready_ms), "totals": totals}
-
-
-def _age(view: View, since_ms: int | None) -> float | None:
-    """In the log's own time, so that all nodes say the same."""
-    return None if since_ms is None else max(0, view.wall_ms - since_ms) / 1000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raftq.api import problems
+from raftq.api import names, problems
 from raftq.api.call import Call
 from raftq.storage.machine.views import QueueInfo, View
 
@@ -25,6 +25,25 @@ def queue_of(view: View, queue: str) -> QueueInfo:
     if info is None:
         raise problems.unknown_queue(queue)
     return info
+
+
+def plain_queue_of(view: View, queue: str) -> QueueInfo:
+    """As `queue_of`, for what is done to one queue alone. Raises Problem 409 for a name that has partitions."""
+    info = queue_of(view, queue)
+    if info.partitions is not None:
+        name = names.queue_name(queue)
+        detail = f"{name} has {info.partitions} partitions: name one of them, as {name}.0."
+        raise problems.Problem("conflict", detail, reason="partitioned")
+    return info
+
+
+def name_text(call: Call, parameter: str) -> str | None:
+    """A query parameter that is (the beginning of) a queue's name. Raises Problem 422."""
+    text = call.query.get(parameter)
+    if text:
+        # Names may begin with dots, and not be them.
+        names.queue_key(f"{text}_" if text in (".", "..") else text, f"query.{parameter}")
+    return text or None
 
 
 def whole_number(call: Call, name: str, default: int, *, least: int, most: int) -> int:

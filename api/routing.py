@@ -6,13 +6,16 @@ A pattern's `{name}` takes one segment, percent-decoded. A known path with anoth
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote
 
+from raftq.api.answer_schemas import Media
 from raftq.api.answers import Answer
 from raftq.api.call import Call
 from raftq.api.problems import Problem
+from raftq.api.schemas import Schema
 
 Handler = Callable[[Call], Awaitable[Answer]]
 
@@ -32,6 +35,12 @@ class Route:
     large: bool = False
     #: Answered by a node that is stopping, too.
     always: bool = False
+    #: What the body holds, for the OpenAPI document: the schema that the handler decodes it with.
+    takes: Schema[Any] | Media | None = None
+    #: Status of success -> what the body of the answer holds, for the OpenAPI document: a struct of `answer_schemas`.
+    gives: Mapping[int, Any] = field(default_factory=dict)
+    #: Kinds of problems that do not follow from the rest: see `openapi.kinds`.
+    problems: tuple[str, ...] = ()
     #: Answers by status, for `/metrics`.
     answered: Counter[int] = field(default_factory=Counter)
 

@@ -1,7 +1,8 @@
 """Long polls: who waits for a message of which queue, in the order they came.
 
 Woken by the effect `QueueReady`, never more of them than there are messages ready; one that finds nothing waits on, at
-its old place. Invariant: while a queue has messages ready and somebody waits, a woken waiter is on its way.
+its old place. Who wants messages of some group keys alone stands beside the line, and is woken when there is one of
+these. Invariant: while a queue has messages ready and somebody waits, a woken waiter is on its way.
 Effects may be repeated or lost at a change of leader: then all are woken, and find out by a read who leads now.
 """
 
@@ -19,15 +20,23 @@ from raftq.storage.machine.replies import Effect
 class Waiter:
     """One long poll, from its first wait until it is answered."""
 
-    __slots__ = ("future", "ticket", "woken")
+    __slots__ = ("abandoned", "future", "groups", "ticket", "woken")
 
-    def __init__(self) -> None:
+    def __init__(self, groups: list[str] | None = None) -> None:
+        #: It wants messages with these group keys alone.
+        self.groups = groups
         self.ticket = next(_tickets)
         self.future: asyncio.Future[None] | None = None
         self.woken = False
+        self.abandoned = False
+
+    def wake(self) -> None:
+        assert self.future is not None
+        _resolve(self.future)
 
     def abandon(self) -> None:
         """Its client has gone: `wait` raises ConnectionResetError."""
+        self.abandoned = True
         if self.future is not None and not self.future.done():
             self.future.set_exception(ConnectionResetError("the client closed the connection"))
 
@@ -38,17 +47,19 @@ _tickets = count()
 class _Line:
     """The waiters of one queue."""
 
-    __slots__ = ("waiting", "woken")
+    __slots__ = ("beside", "waiting", "woken")
 
     def __init__(self) -> None:
         self.waiting: deque[Waiter] = deque()
         #: How many were woken and have neither come back nor left.
         self.woken = 0
+        #: Those who want some group keys alone, in the order they came.
+        self.beside: dict[Waiter, None] = {}
 
 
 class Waiters:
-    def __init__(self, ready: Callable[[str], int]) -> None:
-        #: Messages ready in a queue now, as this node has applied them.
+    def __init__(self, ready: Callable[[str, list[str] | None], int]) -> None:
+        #: Messages of a queue, and of some group keys alone, that can be leased now, as this node has applied them.
         self._ready = ready
         self._lines: dict[str, _Line] = {}
         self._closed = False
@@ -58,11 +69,22 @@ class Waiters:
             line = self._lines.get(effect.queue)
             if line is not None:
                 self._wake(line, effect.ready)
+                for waiter in line.beside:
+                    if self._ready(effect.queue, waiter.groups):
+                        waiter.wake()
+            name = effect.queue.rpartition(".")[0]
+            if name in self._lines:  # of which the queue may be a partition
+                self._wake(self._lines[name], self._ready(name, None))
+                for waiter in self._lines[name].beside:
+                    if self._ready(name, waiter.groups):
+                        waiter.wake()
 
     def wake_all(self) -> None:
         """Leadership was lost or won: each asks the shard anew, and is redirected or goes on waiting."""
         for line in self._lines.values():
             self._wake(line, len(line.waiting) + line.woken)
+            for waiter in line.beside:
+                waiter.wake()
 
     def close(self) -> None:
         """The node stops: all waiters, and who comes later, get `Stopping`."""
@@ -70,9 +92,12 @@ class Waiters:
         self.wake_all()
 
     async def wait(self, queue: str, waiter: Waiter, until: float) -> None:
-        """Return when `queue` may have something for `waiter`, or at loop time `until`. Raises Stopping."""
+        """Return when `queue` may have something for `waiter`, or at loop time `until`. Raises Stopping,
+        and ConnectionResetError for one that was abandoned."""
         if self._closed:
             raise Stopping
+        if waiter.abandoned:
+            raise ConnectionResetError("the client closed the connection")
         loop = asyncio.get_running_loop()
         waiter.future = loop.create_future()
         self._join(queue, waiter)
@@ -81,7 +106,10 @@ class Waiters:
             await waiter.future
         finally:
             timer.cancel()
-            if not waiter.woken:
+            if waiter.groups is not None:
+                del self._lines[queue].beside[waiter]
+                self._drop_empty(queue)
+            elif not waiter.woken:
                 self._lines[queue].waiting.remove(waiter)
                 self._drop_empty(queue)
         if self._closed:
@@ -95,14 +123,17 @@ class Waiters:
         waiter.woken = False
         line.woken -= 1
         if line.waiting:
-            self._wake(line, self._ready(queue))
+            self._wake(line, self._ready(queue, None))
         self._drop_empty(queue)
 
     def waiting(self) -> int:
-        return sum(len(line.waiting) for line in self._lines.values())
+        return sum(len(line.waiting) + len(line.beside) for line in self._lines.values())
 
     def _join(self, queue: str, waiter: Waiter) -> None:
         line = self._lines.setdefault(queue, _Line())
+        if waiter.groups is not None:
+            line.beside[waiter] = None
+            return
         if not waiter.woken:
             line.waiting.append(waiter)
             return
@@ -116,12 +147,11 @@ class Waiters:
             waiter = line.waiting.popleft()
             waiter.woken = True
             line.woken += 1
-            assert waiter.future is not None
-            _resolve(waiter.future)
+            waiter.wake()
 
     def _drop_empty(self, queue: str) -> None:
         line = self._lines[queue]
-        if not line.waiting and not line.woken:
+        if not line.waiting and not line.woken and not line.beside:
             del self._lines[queue]
 
 

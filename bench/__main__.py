@@ -1,4 +1,4 @@
-"""`python -m raftq.bench load | failover | steady | catchup`: what `make bench` and the like run.
+"""`python -m raftq.bench load | failover | steady | catchup | stream | scale`: what `make bench` and the like run.
 
 Prints each step, then each bar with its verdict; writes the JSON and the page. The exit code is 0 whether bars are met
 or not: a figure that falls short is a result. It is 1 when the cluster failed, since then there is no figure.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raftq.bench import catchup, cluster, failover, load, measure, page, scenarios, steady
+from raftq.bench import catchup, cluster, failover, load, measure, page, scale, scenarios, steady, stream
 from raftq.bench.bars import Bar
 from raftq.bench.report import Report, save
 
@@ -63,6 +63,16 @@ def measured_catchup(options: argparse.Namespace) -> Measured:
     return outcome, bars, catchup.body(outcome)
 
 
+def measured_stream(options: argparse.Namespace) -> Measured:
+    outcome = stream.run(options.data, seconds=options.seconds, rounds=options.rounds, say=say)
+    return outcome, outcome.bars, stream.body(outcome)
+
+
+def measured_scale(options: argparse.Namespace) -> Measured:
+    outcome, bars = scale.run(options.data, messages=options.messages, queues=options.queues, say=say)
+    return outcome, bars, scale.body(outcome)
+
+
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -80,6 +90,12 @@ def parser() -> argparse.ArgumentParser:
     four = _command(commands, "catchup", "a follower that lacks much, or all, under load", measured_catchup)
     four.add_argument("--messages", type=int, default=1_000_000, help="that the follower lacks")
     four.add_argument("--seconds", type=int, default=10, help="of the load before and afterwards")
+    five = _command(commands, "stream", "single enqueues on one WebSocket beside single POSTs", measured_stream)
+    five.add_argument("--seconds", type=int, default=5, help="of each measurement")
+    five.add_argument("--rounds", type=int, default=3, help="of POSTs and stream in turn")
+    six = _command(commands, "scale", "a million messages, a hundred thousand queues, acks in no order", measured_scale)
+    six.add_argument("--messages", type=int, default=1_000_000, help="in one queue")
+    six.add_argument("--queues", type=int, default=100_000, help="of 10 messages each")
     return top
 
 
@@ -96,7 +112,9 @@ def _command(commands: Any, name: str, about: str, benchmark: Callable[..., Meas
 def command(options: argparse.Namespace) -> str:
     """What made these figures, to be typed again."""
     values = {
-        name: getattr(options, name) for name in ("messages", "seconds", "rounds", "minutes") if hasattr(options, name)
+        name: getattr(options, name)
+        for name in ("messages", "queues", "seconds", "rounds", "minutes")
+        if hasattr(options, name)
     }
     flags = " ".join(f"--{name} {value}" for name, value in values.items())
     return f"python -m raftq.bench {options.command} {flags}"

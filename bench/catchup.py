@@ -134,12 +134,12 @@ class Catchup:
         it has."""
         nodes = self._nodes
         node = next(node for node in nodes.nodes() if node != self._leader)
-        had, before = self._metric(node, "raftq_last_index"), memory_use(node.pid)
+        had, before = self._metric(node, "raftq_raft_last_index"), memory_use(node.pid)
         os.kill(node.pid, signal.SIGKILL)
         cluster.wait(lambda: nodes.node(node.id) is None, f"raftq up sees that {node.id} died")
         lacked = self._fill(messages)
         end = time.monotonic() + FILL_SECONDS_MAX
-        while by_snapshot and self._metric(self._leader, "raftq_first_index") <= had:
+        while by_snapshot and self._metric(self._leader, "raftq_raft_first_index") <= had:
             if time.monotonic() > end:
                 raise cluster.ClusterFailed(f"the log still holds what {node.id} lacks, {lacked:,} messages")
             lacked += self._fill(max(messages // 20, self._batch))
@@ -166,7 +166,7 @@ class Catchup:
     ) -> Figure:
         nodes, leader = self._nodes, self._leader
         url = f"{leader.api_url}/v1/queues/{QUEUE}/messages"
-        term, sent = self._metric(leader, "raftq_term"), self._metric(leader, SENT_METRIC)
+        term, sent = self._metric(leader, "raftq_raft_term"), self._metric(leader, SENT_METRIC)
         with paced.running(url, rate=RATE, connections=CONNECTIONS) as seen:
             begun = time.monotonic()
             time.sleep(self._seconds)
@@ -184,7 +184,7 @@ class Catchup:
             seconds=watched.ended - watched.began,
             snapshots=round(self._metric(node, INSTALLED_METRIC)),
             snapshot_bytes=round(self._metric(leader, SENT_METRIC) - sent),
-            elections=round(self._metric(leader, "raftq_term") - term),
+            elections=round(self._metric(leader, "raftq_raft_term") - term),
             before=latency(seen.between(begun, watched.began)),
             during=latency(seen.between(watched.began, watched.ended)),
             after=latency(seen.between(watched.ended, ended)),

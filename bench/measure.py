@@ -19,9 +19,9 @@ from pathlib import Path
 
 #: A write transaction of LMDB that became durable: one fdatasync of the data pages, then one synchronous (O_DSYNC)
 #: write of the meta page. Only transactions that changed something count: LMDB syncs nothing for an empty one.
-COMMITS_METRIC = "raftq_commits_total"
+COMMITS_METRIC = "raftq_commit_seconds_count"
 #: Seconds that these took.
-COMMIT_SECONDS_METRIC = "raftq_commit_seconds_total"
+COMMIT_SECONDS_METRIC = "raftq_commit_seconds_sum"
 
 SYNCS_STATEMENT = (
     "fsyncs are LMDB commits of all three nodes, as each node counts them in `/metrics`: a commit is one `fdatasync` "

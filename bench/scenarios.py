@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from raftq.bench import cluster, echo, load, measure
+from raftq.bench import cluster, echo, load, measure, streaming
 from raftq.bench.bars import Bar, at_least, at_most
 from raftq.bench.measure import MIB
 
@@ -114,6 +114,17 @@ class Http:
             lambda: self.total(queue, "enqueued"),
         )
 
+    def stream(self, depth: int) -> Figure:
+        queue, url = f"stream-{depth}", self.nodes.leader().api_url
+        return self._measured(
+            f"stream, {depth} enqueues in flight",
+            lambda seconds: streaming.enqueue(
+                url, queue, depth=depth, seconds=seconds, body_characters=load.BODY_CHARACTERS
+            ),
+            lambda seen: seen.requests,
+            lambda: self.total(queue, "enqueued"),
+        )
+
     def cycle(self, connections: int) -> Figure:
         url = self.nodes.queue_url("cycle")
         return self._measured(
@@ -185,10 +196,11 @@ def _pairs(pairs: list[tuple[Figure, Figure]]) -> list[Figure]:
     """The median echo and the median single, with the median of the ratios that each pair had."""
     echoes, singles = zip(*pairs, strict=True)
     ratio = measure.median(single.rate / reference.rate for reference, single in pairs)
-    return [_median(echoes), replace(_median(singles), echo_ratio=ratio)]
+    return [median(echoes), replace(median(singles), echo_ratio=ratio)]
 
 
-def _median(figures: tuple[Figure, ...]) -> Figure:
+def median(figures: Sequence[Figure]) -> Figure:
+    """The one with the median rate, with the rates of all."""
     ordered = sorted(figures, key=lambda figure: figure.rate)
     middle = ordered[(len(ordered) - 1) // 2]
     return replace(middle, rounds=[figure.rate for figure in figures])

@@ -21,10 +21,12 @@ def stats(queue: str | None, url: str | None, as_json: bool) -> None:
     if as_json:
         say_json(counts)
         return
-    totals = counts.pop("totals", {})
+    totals, rates = counts.pop("totals", {}), counts.pop("rates", {})
     show([(name, _shown(value)) for name, value in counts.items()])
-    click.echo("since the queue was created" if queue else "since the queues were created")
-    show([(f"  {name}", _shown(value)) for name, value in totals.items()])
+    click.echo("since the queue was created" if queue else "since there is the cluster")
+    near, far = rates.get("last_10_seconds", {}), rates.get("last_60_seconds", {})
+    rows = [(f"  {name}", *map(_shown, (n, near.get(name), far.get(name)))) for name, n in totals.items()]
+    show([("", "", "a second, for 10 s", "for 60 s"), *rows])
 
 
 @click.group(invoke_without_command=True)

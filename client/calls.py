@@ -18,7 +18,7 @@ import msgspec
 from raftq.client.discovery import Discovery, origin
 from raftq.client.errors import NotFound, OutcomeUnknown, Refused, Unavailable
 from raftq.client.models import Cluster
-from raftq.client.transport import Answer, Exchange, Lost, NotSent, Transport
+from raftq.client.transport import Answer, Exchange, Lost, NotSent, Socket, Transport
 
 MSGPACK = "application/msgpack"
 
@@ -122,6 +122,28 @@ class Caller:
             error = outcome if isinstance(outcome, Refused) else Unavailable(outcome.why)
         assert error is not None
         raise error
+
+    async def connect(self, path: str, protocol: str) -> Socket:
+        """A WebSocket to the leader, or to a node that knows it. Raises Refused and Unavailable."""
+        deadline = _now() + self.patience.timeout_seconds
+        for delay in self.patience.delays():
+            url = self.discovery.choose()
+            try:
+                found = await self._transport.connect(url + path, self._headers, protocol)
+                outcome = _judge(found, url) if isinstance(found, Answer) else found
+            except (NotSent, Lost) as error:
+                outcome = Trouble(str(error), maybe=False)
+            if isinstance(outcome, Refused):
+                raise outcome
+            if not isinstance(outcome, Answer | Trouble):
+                return outcome
+            why = outcome.why if isinstance(outcome, Trouble) else f"{url} answered {outcome.status}"
+            if _now() >= deadline:
+                raise Unavailable(f"no node could take it in time ({why})")
+            self.discovery.failed(url)
+            await self.discovery.refresh()
+            await asyncio.sleep(max(0.0, min(delay, deadline - _now())))
+        raise AssertionError("delays never end")
 
     async def _attempt(self, call: Call, url: str, deadline: float) -> Answer | Refused | Trouble:
         timeout = min(self.patience.attempt_seconds + call.wait_seconds, max(deadline - _now(), 0.001))

@@ -10,7 +10,8 @@ import asyncio
 import enum
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, TypeVar
@@ -31,10 +32,15 @@ from raftq.client.models import (
     Message,
     NewMessage,
     Page,
+    Published,
+    Purged,
+    Redrive,
     Results,
     Settled,
+    Transacted,
 )
 from raftq.client.names import queue_name
+from raftq.client.stream import PROTOCOL, Stream
 from raftq.client.transport import AiohttpTransport, Transport
 
 T = TypeVar("T")
@@ -48,6 +54,8 @@ class Fresh(enum.Enum):
 
 FRESH: Final = Fresh.FRESH
 RequestId = str | None | Fresh
+#: What `_request` takes, as a retry needs it.
+_RETRIED: Final[dict[str, Any]] = {"request_id": FRESH, "request_seconds": None}
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -105,13 +113,19 @@ class AsyncClient:
         max: int = 1,  # noqa: A002 - the word of the API
         lease_seconds: float | None = None,
         wait_seconds: float = 0.0,
+        groups: Sequence[str] | None = None,
         request_id: RequestId = FRESH,
         request_seconds: float | None = None,
     ) -> list[LeasedMessage]:
-        """Up to `max` messages, waiting up to `wait_seconds` for the first; none when there was none."""
+        """Up to `max` messages, waiting up to `wait_seconds` for the first; none when there was none.
+
+        groups: messages with one of these group keys alone, of a queue with `max_leased_per_group`.
+        """
         body = {"max": max, "wait_seconds": wait_seconds, **_request(request_id, request_seconds)}
         if lease_seconds is not None:
             body["lease_seconds"] = lease_seconds
+        if groups is not None:
+            body["groups"] = list(groups)
         leased = await self._post(_queue(queue, "/lease"), body, Leased, wait_seconds=wait_seconds)
         return leased.messages
 
@@ -130,12 +144,31 @@ class AsyncClient:
         """The messages go back as they came; no failure is counted."""
         return await self._settle(queue, "/release", receipts, {}, **request)
 
+    async def reject(
+        self, queue: str, receipts: Sequence[str], *, reason: str | None = None, **request: Any
+    ) -> list[Settled]:
+        """The messages are dead-lettered at once, with the reason; without a dead-letter queue they are discarded."""
+        extra = {} if reason is None else {"reason": reason}
+        return await self._settle(queue, "/reject", receipts, extra, **request)
+
     async def extend(
         self, queue: str, receipts: Sequence[str], *, lease_seconds: float | None = None, **request: Any
     ) -> list[Settled]:
         """The messages' lease ends `lease_seconds` from now."""
         extra = {} if lease_seconds is None else {"lease_seconds": lease_seconds}
         return await self._settle(queue, "/extend", receipts, extra, **request)
+
+    @asynccontextmanager
+    async def stream(self) -> AsyncIterator[Stream]:
+        """One connection with many operations in flight, and with messages pushed to subscriptions. Raises Refused and
+        Unavailable when there is none to be had."""
+        if self._caller.discovery.leader is None:
+            await self._caller.discovery.refresh()
+        stream = Stream(await self._caller.connect("/v1/stream", PROTOCOL))
+        try:
+            yield stream
+        finally:
+            await stream.close()
 
     async def peek(self, queue: str, *, state: str = "ready", limit: int = 100, cursor: str | None = None) -> Page:
         """A page of the queue's messages, without a lease. Give `Page.cursor` to get the next."""
@@ -151,17 +184,141 @@ class AsyncClient:
         return await self._get("/v1/stats" if queue is None else _queue(queue, "/stats"), dict[str, Any])
 
     async def define_queue(self, queue: str, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Create the queue, or give it these settings: the answer is what it has then."""
+        """Create the queue, or give it these settings, by their names in the API (`{"lease_seconds": 5,
+        "dead_letter_queue": "dead", "max_failures": 3}`); the others take their defaults. The answer is all of them."""
         call = Call("PUT", _queue(queue), _encode(dict(settings or {})), repeatable=True)
+        return _decode(await self._caller.call(call), dict[str, Any])
+
+    async def change_queue(self, queue: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Change these settings, None to the default; the others stay. The answer is all of them. Raises NotFound."""
+        call = Call("PATCH", _queue(queue), _encode(dict(settings)), repeatable=True)
         return _decode(await self._caller.call(call), dict[str, Any])
 
     async def delete_queue(self, queue: str) -> None:
         """Remove the queue and its messages. Raises NotFound, unless an attempt before may be what removed it."""
+        await self._delete(_queue(queue))
+
+    async def transact(
+        self,
+        operations: Sequence[Mapping[str, Any]],
+        *,
+        request_id: RequestId = FRESH,
+        request_seconds: float | None = None,
+    ) -> Transacted:
+        """Do all of the operations, in their order, or none: `[{"ack": {"queue": "orders", "receipts": [...]}},
+        {"enqueue": {"queue": "invoices", "messages": [NewMessage(body=1)]}}]`; also nack, release and reject.
+        Raises Refused, whose `fields["operations"]` say what stood in the way."""
+        body = {"operations": operations, **_request(request_id, request_seconds)}
+        return await self._post("/v1/transactions", body, Transacted)
+
+    async def publish(
+        self,
+        topic: str,
+        messages: Sequence[NewMessage],
+        *,
+        request_id: RequestId = FRESH,
+        request_seconds: float | None = None,
+    ) -> Published:
+        """Enqueue the messages into every queue that is subscribed and whose filter takes them, into all or none.
+        Raises NotFound without the topic."""
+        body = {"messages": messages, **_request(request_id, request_seconds)}
+        return await self._post(_topic(topic, "/messages"), body, Published)
+
+    async def define_topic(self, topic: str) -> None:
+        """Create the topic, unless it is there."""
+        await self._caller.call(Call("PUT", _topic(topic), _encode({}), repeatable=True))
+
+    async def delete_topic(self, topic: str) -> None:
+        """Remove the topic and its subscriptions, as `delete_queue` does a queue."""
+        await self._delete(_topic(topic))
+
+    async def subscribe(self, topic: str, queue: str, filter: Mapping[str, Any] | None = None) -> None:  # noqa: A002
+        """Subscribe the queue, which is created if need be, to what the filter takes (None: all), or change the filter:
+        `{"color": ["red", {"prefix": "dark-"}], "n": [{"numeric": [">=", 1]}]}`. Raises NotFound without the topic."""
+        body = _encode({"filter": dict(filter or {})})
+        await self._caller.call(Call("PUT", _subscription(topic, queue), body, repeatable=True))
+
+    async def unsubscribe(self, topic: str, queue: str) -> None:
+        """End the subscription. Raises NotFound, unless an attempt before may be what ended it."""
+        await self._delete(_subscription(topic, queue))
+
+    async def define_schedule(self, schedule: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Create the schedule, or change it as a whole, by the names of the API: `{"cron": "30 2 * * *", "time_zone":
+        "Europe/Berlin", "queue": "reports", "message": NewMessage(body=1)}`; also `interval_seconds`, `topic`, `missed`
+        ("skip" or "one") and `paused`. How it stands: with `next_at_ms`, `ticks`, `skipped` and more. Raises NotFound
+        without the topic."""
+        call = Call("PUT", _schedule(schedule), _encode(dict(given)), repeatable=True)
+        return _decode(await self._caller.call(call), dict[str, Any])
+
+    async def schedule(self, schedule: str) -> dict[str, Any]:
+        """How the schedule stands. Raises NotFound."""
+        return await self._get(_schedule(schedule), dict[str, Any])
+
+    async def delete_schedule(self, schedule: str) -> None:
+        """Remove the schedule, as `delete_queue` does a queue. What it enqueued stays."""
+        await self._delete(_schedule(schedule))
+
+    async def purge_queue(self, queue: str, **request: Any) -> int:
+        """Remove all messages of the queue, leased and delayed ones too: how many. Receipts and message ids of before
+        are gone. Takes `request_id` and `request_seconds` as `enqueue` does. Raises NotFound."""
+        return (await self._post(_queue(queue, "/purge"), _request(**_RETRIED | request), Purged)).messages
+
+    async def pause(self, queue: str) -> dict[str, Any]:
+        """Let the queue give out nothing until `resume`; its settings. Raises NotFound."""
+        return await self._switch(queue, "/pause")
+
+    async def resume(self, queue: str) -> dict[str, Any]:
+        """Let the queue give out messages again; its settings. Raises NotFound."""
+        return await self._switch(queue, "/resume")
+
+    async def delete_message(self, queue: str, message_id: str) -> None:
+        """Remove a message that is ready, or cancel one that is delayed. Raises NotFound, unless an attempt before may
+        be what removed it, and Refused for one that is leased."""
+        path = _queue(queue, f"/messages/{quote(message_id, safe='')}")
         try:
-            await self._caller.call(Call("DELETE", _queue(queue), repeatable=True))
+            await self._caller.call(Call("DELETE", path, repeatable=True))
         except OutcomeUnknown as error:
             if not isinstance(error.__cause__, NotFound):
                 raise
+
+    async def redrive(
+        self,
+        queue: str,
+        *,
+        to: str | None = None,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002 - the word of the API
+        messages_per_second: int | None = None,
+        max_redrives: int | None = None,
+        limit: int | None = None,
+        **request: Any,
+    ) -> Redrive:
+        """Begin to move dead letters back to the queues that they come from, or all of the queue's messages `to`
+        another. It goes on by itself: see `redrive_state`. Takes `request_id` and `request_seconds` as `enqueue` does.
+
+        filter: by attribute, as of a subscription; what it does not take stays.
+        max_redrives: what was redriven as often stays.
+        limit: messages moved at most.
+        """
+        body = {
+            "to": to,
+            "filter": dict(filter or {}),
+            "messages_per_second": messages_per_second,
+            "max_redrives": max_redrives,
+            "limit": limit,
+        }
+        return await self._post(_queue(queue, "/redrive"), body | _request(**_RETRIED | request), Redrive)
+
+    async def redrive_state(self, queue: str) -> Redrive:
+        """How the queue's last redrive stands. Raises NotFound when there was none."""
+        return await self._get(_queue(queue, "/redrive"), Redrive)
+
+    async def cancel_redrive(self, queue: str) -> Redrive:
+        """End the queue's redrive; what was moved stays moved. Raises NotFound when there was none."""
+        return _decode(await self._caller.call(Call("DELETE", _queue(queue, "/redrive"), repeatable=True)), Redrive)
+
+    async def _switch(self, queue: str, verb: str) -> dict[str, Any]:
+        call = Call("POST", _queue(queue, verb), _encode({}), repeatable=True)
+        return _decode(await self._caller.call(call), dict[str, Any])
 
     async def cluster(self, *, of_leader: bool = False) -> Cluster:
         """As a node sees it; `of_leader`: as the leader does, if it can be found, which alone knows what each has."""
@@ -232,6 +389,13 @@ class AsyncClient:
             raise Unavailable(f"{url} sent {size} bytes of {headers.get('Content-Length', 'what is no backup')}")
         return BackedUp(index=int(headers["Raftq-Index"]), bytes=size, url=url)
 
+    async def _delete(self, path: str) -> None:
+        try:
+            await self._caller.call(Call("DELETE", path, repeatable=True))
+        except OutcomeUnknown as error:
+            if not isinstance(error.__cause__, NotFound):
+                raise
+
     async def _settle(
         self,
         queue: str,
@@ -269,6 +433,18 @@ def _sync(file: BinaryIO) -> None:
 
 def _queue(queue: str, rest: str = "") -> str:
     return f"/v1/queues/{queue_name(queue)}{rest}"
+
+
+def _topic(topic: str, rest: str = "") -> str:
+    return f"/v1/topics/{queue_name(topic)}{rest}"
+
+
+def _schedule(schedule: str) -> str:
+    return f"/v1/schedules/{queue_name(schedule)}"
+
+
+def _subscription(topic: str, queue: str) -> str:
+    return _topic(topic, f"/subscriptions/{queue_name(queue)}")
 
 
 def _request(request_id: RequestId, request_seconds: float | None) -> dict[str, Any]:

@@ -35,6 +35,22 @@ class Enqueued(msgspec.Struct, kw_only=True):
     index: int
 
 
+class DeadLetter(msgspec.Struct, kw_only=True):
+    """Where a dead-lettered message comes from, and why."""
+
+    queue: str
+    #: Of the message that it was there.
+    id: str
+    #: max_failures, rejected (with ": " and the reason that was given), or retention.
+    reason: str
+    failures: int = 0
+    deliveries: int = 0
+    enqueued_at_ms: int = 0
+    dead_at_ms: int = 0
+    #: How often it went back from a dead-letter queue.
+    redriven: int = 0
+
+
 class Message(msgspec.Struct, kw_only=True):
     """A message as it is peeked at."""
 
@@ -47,6 +63,8 @@ class Message(msgspec.Struct, kw_only=True):
     failures: int = 0
     enqueued_at_ms: int = 0
     state: str | None = None
+    #: None unless it came from another queue as a dead letter.
+    dead_letter: DeadLetter | None = None
 
 
 class LeasedMessage(Message, kw_only=True):
@@ -62,7 +80,7 @@ class Leased(msgspec.Struct, kw_only=True):
 
 
 class Settled(msgspec.Struct, kw_only=True):
-    """The answer for one receipt of an ack, nack, release or extend."""
+    """The answer for one receipt of an ack, nack, release, reject or extend."""
 
     receipt: str
     #: `gone`: the lease has passed, or the message was settled otherwise.
@@ -74,11 +92,60 @@ class Results(msgspec.Struct, kw_only=True):
     results: list[Settled]
 
 
+class PublishedMessage(msgspec.Struct, kw_only=True):
+    #: It was enqueued into so many queues.
+    queues: int
+    #: So many had its dedup id before.
+    duplicates: int = 0
+
+
+class Published(msgspec.Struct, kw_only=True):
+    #: In the order of the request.
+    messages: list[PublishedMessage]
+    index: int
+
+
+class OperationDone(msgspec.Struct, kw_only=True):
+    """Of an enqueue its messages, of the other operations the results."""
+
+    messages: list[EnqueuedMessage] = []
+    results: list[Settled] = []
+
+
+class Transacted(msgspec.Struct, kw_only=True):
+    #: In the order of the request.
+    operations: list[OperationDone]
+    index: int
+
+
 class Page(msgspec.Struct, kw_only=True):
     """One page of a peek; `cursor` is None on the last."""
 
     messages: list[Message]
     cursor: str | None = None
+
+
+class Purged(msgspec.Struct, kw_only=True):
+    messages: int
+
+
+class Redrive(msgspec.Struct, kw_only=True):
+    """A redrive: what was asked for, and how it stands."""
+
+    #: running, done or cancelled.
+    state: str
+    to: str | None = None
+    filter: dict[str, list[Any]] = {}
+    messages_per_second: int | None = None
+    max_redrives: int | None = None
+    limit: int | None = None
+    #: Messages so far; looked at and left where they are; and about as many still to be looked at.
+    moved: int = 0
+    skipped: int = 0
+    left: int = 0
+    #: Wall time.
+    begun_at_ms: int = 0
+    ended_at_ms: int | None = None
 
 
 class ClusterNode(msgspec.Struct, kw_only=True):

@@ -6,6 +6,7 @@ What went wrong is told in the only terms that matter above: `NotSent` (the node
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol
@@ -13,6 +14,9 @@ from typing import NamedTuple, Protocol
 import aiohttp
 
 _PIECE_BYTES = 256 * 1024
+#: Of a WebSocket: how long its handshake takes at most; after how long a silent node is sent a ping.
+_HANDSHAKE_SECONDS = 5.0
+_HEARTBEAT_SECONDS = 20.0
 
 
 class NotSent(Exception):
@@ -37,6 +41,18 @@ class Answer(NamedTuple):
     body: bytes
 
 
+class Socket(Protocol):
+    async def send(self, frame: bytes) -> None:
+        """Raises Lost."""
+        ...
+
+    async def receive(self) -> bytes:
+        """The next frame. Raises Lost when there is none any more."""
+        ...
+
+    async def close(self) -> None: ...
+
+
 class Transport(Protocol):
     async def send(self, exchange: Exchange) -> Answer:
         """Raises NotSent or Lost."""
@@ -46,6 +62,10 @@ class Transport(Protocol):
         """As `send`, but the body of a 200 goes to `take` piece by piece, and not into the answer. The exchange may
         take as long as it needs, if something comes every `timeout_seconds`. What `take` raises passes, but for what
         an exchange raises: OSError, TimeoutError."""
+        ...
+
+    async def connect(self, url: str, headers: Mapping[str, str], protocol: str) -> Socket | Answer:
+        """A WebSocket, or the answer that refuses it, its body left out. Raises NotSent or Lost."""
         ...
 
     async def close(self) -> None: ...
@@ -73,6 +93,19 @@ class AiohttpTransport:
             async for piece in response.content.iter_chunked(_PIECE_BYTES):
                 await take(piece)
             return Answer(response.status, response.headers, b"")
+
+    async def connect(self, url: str, headers: Mapping[str, str], protocol: str) -> Socket | Answer:
+        try:
+            async with asyncio.timeout(self._connect_seconds + _HANDSHAKE_SECONDS):
+                return _AiohttpSocket(
+                    await self._opened().ws_connect(
+                        url, headers=headers, protocols=(protocol,), heartbeat=_HEARTBEAT_SECONDS, max_msg_size=0
+                    )
+                )
+        except aiohttp.WSServerHandshakeError as error:
+            return Answer(error.status, error.headers or {}, b"")
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise NotSent(f"{url} cannot be reached: {_cause(error)}") from error
 
     @asynccontextmanager
     async def _answered(
@@ -104,6 +137,29 @@ class AiohttpTransport:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+
+class _AiohttpSocket:
+    """Implements Socket, with binary frames."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+
+    async def send(self, frame: bytes) -> None:
+        try:
+            await self._socket.send_bytes(frame)
+        except (aiohttp.ClientError, OSError) as error:
+            raise Lost(_cause(error)) from error
+
+    async def receive(self) -> bytes:
+        message = await self._socket.receive()
+        if message.type is aiohttp.WSMsgType.BINARY:
+            data: bytes = message.data
+            return data
+        raise Lost(f"closed with {self._socket.close_code} {message.extra or ''}".rstrip())
+
+    async def close(self) -> None:
+        await self._socket.close()
 
 
 def _cause(error: Exception) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from raftq.api.metrics import CUT, DETAILED, FAMILIES
 from raftq.node import settings_table
 from raftq.node.exits import Exit, needs_a_person
+from raftq.node.measures import MEASURES
 
 
 def exit_codes() -> str:
@@ -17,10 +19,26 @@ def exit_codes() -> str:
     return "\n".join(lines)
 
 
+def metrics() -> str:
+    lines = ["| metric | kind | labels | what |", "|---|---|---|---|"]
+    for name, kind, text, _, labels in FAMILIES:
+        lines.append(f"| `{name}` | {kind} | {', '.join(labels)} | {text} |".replace("|  |", "| |"))
+    lines += [f"| `{name}` | {kind} | | {text} |" for name, kind, text, _ in MEASURES]
+    return "\n".join(lines)
+
+
+def metrics_of_queues() -> str:
+    lines = ["| metric | kind | what |", "|---|---|---|"]
+    lines += [f"| `{name}` | {kind} | {text} |" for name, kind, text in (*DETAILED, CUT)]
+    return "\n".join(lines)
+
+
 #: File of docs/ and the mark in it -> the table.
 TABLES = {
     ("configuration.md", "settings"): settings_table.markdown,
     ("operations.md", "exit codes"): exit_codes,
+    ("operations.md", "metrics"): metrics,
+    ("operations.md", "metrics of queues"): metrics_of_queues,
 }
 
 

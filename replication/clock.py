@@ -103,6 +103,10 @@ class ClusterClock:
             return 0
         return int(self._wall() * 1000 - self.offset_ms)
 
+    def about_ms(self) -> int:
+        """The quorum's clock as far as this node knows, leader or not; its own before they were compared."""
+        return int(self._wall() * 1000 - (self.offset_ms or 0.0))
+
     def near(self, node: str) -> bool:
         """Leader: the clock of `node` is known, and not too far off to lead."""
         if node not in self._found:

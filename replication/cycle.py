@@ -24,7 +24,7 @@ from raftq.replication import membership
 from raftq.replication.changes import Changes
 from raftq.replication.clock import ClusterClock
 from raftq.replication.digests import Digests
-from raftq.replication.engine import CONFIGURATION, NO_OP, REGULAR, InvariantBroken, Message, SyncObj
+from raftq.replication.engine import CONFIGURATION, NO_OP, REGULAR, Message, SyncObj
 from raftq.replication.health import Health
 from raftq.replication.journal import Journal
 from raftq.replication.membership import Configuration
@@ -42,13 +42,15 @@ from raftq.replication.shard import (
     Stopping,
 )
 from raftq.replication.shard_config import ShardConfig
+from raftq.replication.stages import Stages
+from raftq.replication.ticks import Ticker
 from raftq.replication.transfer import Receiver, Sender
 from raftq.replication.wire import PROTOCOL, Hello, Refusal
 from raftq.replication.world import REAL, World
 from raftq.storage.environment import Environment, WriteBatch
 from raftq.storage.machine import commands, entries
 from raftq.storage.machine.apply import Machine
-from raftq.storage.machine.commands import Command, Expire, SetVersion, TakeDigest
+from raftq.storage.machine.commands import Command, Expire, SetVersion, TakeDigest, Tick, UnknownCommand
 from raftq.storage.machine.entries import Clocks
 from raftq.storage.machine.ports import Meta
 from raftq.storage.machine.replies import Effect, Expired, Leased, Reply
@@ -146,12 +148,14 @@ class RaftShard:
             chunk_bytes=config.chunk_bytes,
         )
         self._inbox: list[tuple[str, Message]] = []
-        self._proposals = Proposals(config)
+        self.stages = Stages()
+        self._proposals = Proposals(config, world.monotonic, self.stages)
         self._reads = Reads()
         self._seen: tuple[str, str | None, int] = ("follower", None, 0)
         self._leading_term: int | None = None
         self._expiring = False
         self._expire_from = self._members_from = 0.0
+        self._schedules = Ticker(world.monotonic)
         self._scheduled = False
         #: Since when a commit runs, or a snapshot is being installed.
         self._committing: float | None = None
@@ -266,6 +270,9 @@ class RaftShard:
         if self._installing is not None and not self._installing.done():
             raise NotLeader(self._other_leader())
         return self._machine.view()
+
+    def wall_ms(self) -> int:
+        return max(self._clocks.wall_ms, self._clock.about_ms())
 
     async def add(self, node: str, peer_address: str, *, replaces: str | None = None) -> int:
         if node == replaces:
@@ -469,8 +476,10 @@ class RaftShard:
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(self.config.tick, self._tick)
         now = self._monotonic()
-        late = now - self._ticked > self.config.timing.heartbeat
+        took = now - self._ticked
+        late = took > self.config.timing.heartbeat
         self._ticked = now
+        self.stages.lag.observe(max(took - self.config.tick, 0.0))
         if self._committing is not None:
             self._while_committing(now - self._committing)
         elif late:  # this process stood still: what has arrived meanwhile is read before anyone is given up
@@ -623,6 +632,7 @@ class RaftShard:
         """Fault 26: what was pending is answered at once. It may yet be committed, by another leader."""
         self._leading_term = None
         self._expiring = False
+        self._schedules.give_up()
         self._proposals.give_up()
         self._changes.give_up()
         self._turn_away()
@@ -638,6 +648,8 @@ class RaftShard:
         engine, journal = self._engine, self._journal
         effects: list[Effect] = []
         budget = self.config.apply_bytes
+        before_index, began = engine.applied_index, self._monotonic()
+        self._proposals.committed(engine.commit_index)
         while engine.applied_index < engine.commit_index and not self._digests.due:
             if budget < 0:
                 self._loop.call_later(0, self._schedule)
@@ -652,7 +664,8 @@ class RaftShard:
                 self._check_removed(before)
                 if self._rode_since is None:
                     self._rode_since = self._monotonic()
-        self._proposals.committed(engine.commit_index)
+        if engine.applied_index > before_index:
+            self.stages.applied.observe(self._monotonic() - began)
         self._changes.applied(engine.applied_index)
         if effects and engine.is_leader:
             self._on_effects(effects)
@@ -660,7 +673,7 @@ class RaftShard:
     def _apply_entry(self, command: bytes, index: int, term: int, effects: list[Effect]) -> None:
         if command[:1] != REGULAR:
             if command != NO_OP and command[:1] != CONFIGURATION:
-                raise InvariantBroken(f"entry {index} is of unknown kind {command[:1]!r}: upgrade this node")
+                raise UnknownCommand(f"{UnknownCommand.__doc__} (entry {index} is of kind {command[:1]!r})")
             return
         self._clocks, encoded = entries.decode(command, 1)
         lease_ms, wall_ms = self._clocks
@@ -691,6 +704,8 @@ class RaftShard:
             self._expiring = False
             more = isinstance(reply, Expired) and reply.more
             self._expire_from = 0.0 if more else self._monotonic() + self.config.expire_pause
+        elif type(operation) is Tick:
+            self._schedules.applied()
 
     def _check_removed(self, before: Configuration) -> None:
         """Its own removal is committed: this node ends. One that catches up also meets configurations of long ago, in
@@ -713,6 +728,9 @@ class RaftShard:
         if clocks is None:
             return
         self._propose_expiry(clocks)
+        if not self._health.low_disk():
+            for tick in self._schedules.propose(self._machine.schedules_due, clocks.wall_ms):
+                self._proposals.add(commands.encode(tick), None)
         if batch := self._proposals.enter(self._journal.last_index + 1):
             engine.propose(entries.encode(clocks, batch, REGULAR))
             engine.broadcast()
@@ -790,6 +808,7 @@ class RaftShard:
         if error is not None:
             self._fatal(error)
             return
+        self.stages.committed.observe(self.writer.last_seconds)
         try:
             self._journal.landed()
             self._overlay.landed()

@@ -32,9 +32,12 @@ class Health:
 
     def check_disks(self) -> None:
         """Raises DiskReserve."""
-        if any(self._low_disk.values()):
-            low = ", ".join(sorted(node for node, is_low in self._low_disk.items() if is_low))
-            raise DiskReserve(f"the free disk of {low} is below its reserve")
+        if low := self.low_disk():
+            raise DiskReserve(f"the free disk of {', '.join(low)} is below its reserve")
+
+    def low_disk(self) -> list[str]:
+        """The nodes whose free disk is below its reserve."""
+        return sorted(node for node, is_low in self._low_disk.items() if is_low)
 
     def of_append(self, leads: bool) -> Message:
         clocks = self._clock.now() if leads else None

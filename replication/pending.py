@@ -13,6 +13,7 @@ from typing import Any
 
 from raftq.replication.shard import Committed, NotLeader, OutcomeUnknown, Overloaded
 from raftq.replication.shard_config import ShardConfig
+from raftq.replication.stages import Stages
 from raftq.storage.machine.views import View
 
 #: None for what the shard itself proposes.
@@ -22,13 +23,15 @@ Waiter = asyncio.Future[Committed] | None
 class Proposals:
     """First in a queue, for the next entry; then in an entry, for its commit."""
 
-    def __init__(self, config: ShardConfig) -> None:
-        self._config = config
-        self._queue: deque[tuple[bytes, Waiter]] = deque()
+    def __init__(self, config: ShardConfig, clock: Callable[[], float], stages: Stages) -> None:
+        """`clock` gives monotonic seconds."""
+        self._config, self._clock, self._stages = config, clock, stages
+        #: (command, who waits for it, when it came)
+        self._queue: deque[tuple[bytes, Waiter, float]] = deque()
         self._queued_bytes = 0
         self._entered: dict[int, list[Waiter]] = {}
-        #: (index, bytes) of the entries that are not committed.
-        self._uncommitted: deque[tuple[int, int]] = deque()
+        #: (index, bytes, when its first command came, when it was made) of the entries that are not committed.
+        self._uncommitted: deque[tuple[int, int, float, float]] = deque()
         self._uncommitted_bytes = 0
 
     @property
@@ -47,7 +50,7 @@ class Proposals:
             raise Overloaded(f"{len(self._queue)} operations of {self._queued_bytes} bytes are waiting")
 
     def add(self, command: bytes, waiter: Waiter) -> None:
-        self._queue.append((command, waiter))
+        self._queue.append((command, waiter, self._clock()))
         self._queued_bytes += len(command)
 
     def enter(self, index: int) -> list[bytes]:
@@ -56,18 +59,19 @@ class Proposals:
         queue = self._queue
         if not queue or self._uncommitted_bytes > self._config.uncommitted_bytes:
             return []
-        size = 0
+        size, came, now = 0, queue[0][2], self._clock()
         batch: list[bytes] = []
         waiters: list[Waiter] = []
         while queue and (not batch or size + len(queue[0][0]) <= self._config.entry_bytes):
-            command, waiter = queue.popleft()
+            command, waiter, _ = queue.popleft()
             batch.append(command)
             waiters.append(waiter)
             size += len(command)
         self._queued_bytes -= size
         self._entered[index] = waiters
-        self._uncommitted.append((index, size))
+        self._uncommitted.append((index, size, came, now))
         self._uncommitted_bytes += size
+        self._stages.waited.observe(now - came)
         return batch
 
     def waiters(self, index: int) -> list[Waiter] | None:
@@ -79,7 +83,11 @@ class Proposals:
 
     def committed(self, index: int) -> None:
         while self._uncommitted and self._uncommitted[0][0] <= index:
-            self._uncommitted_bytes -= self._uncommitted.popleft()[1]
+            _, size, came, made = self._uncommitted.popleft()
+            self._uncommitted_bytes -= size
+            now = self._clock()
+            self._stages.replicated.observe(now - made)
+            self._stages.latency.observe(now - came)
 
     def give_up(self) -> None:
         """Leadership is lost: what is in the log may yet be committed, by another leader."""
@@ -93,7 +101,7 @@ class Proposals:
         """What never reached the log certainly was not applied."""
         queue, self._queue = self._queue, deque()
         self._queued_bytes = 0
-        _end((waiter for _, waiter in queue if waiter is not None), lambda: NotLeader(leader))
+        _end((waiter for _, waiter, _ in queue if waiter is not None), lambda: NotLeader(leader))
 
 
 class Reads:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
+from raftq.replication.stages import Stages
+
 if TYPE_CHECKING:
     from raftq.storage.machine.views import View
 
@@ -114,7 +116,16 @@ class Shard(Protocol):
         the place of its tables."""
         ...
 
+    def wall_ms(self) -> int:
+        """The cluster's wall time now, as far as this node knows: never before that of what it has applied."""
+        ...
+
     def status(self) -> Status: ...
+
+    @property
+    def stages(self) -> Stages:
+        """How long what this node does takes."""
+        ...
 
     async def transfer(self, target: str | None = None) -> str:
         """Hand leadership to `target`, or to the most advanced follower; the id of who leads then.

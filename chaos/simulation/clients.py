@@ -1,9 +1,9 @@
 """Clients of the simulated cluster: a seeded workload, as impatient and forgetful as real ones.
 
-A client begins sessions at random times, several at once: an enqueue; a lease, some work, and what becomes of it; a
-question; a change of a queue. It follows hints to the leader, tries other nodes, repeats what it may repeat, times out
-and gives up. Every attempt is an `Op`, and the observer is told of its begin and its end; what is told to have failed
-for certain (`no`) is what the node said so of, all else is `unknown`.
+A client begins sessions at random times, several at once: an enqueue, a publish or a transaction; a lease, some work,
+and what becomes of it; a question; a change of a queue, a purge, a redrive. It follows hints to the leader, tries other
+nodes, repeats what it may repeat, times out and gives up. Every attempt is an `Op`, and the observer is told of its
+begin and its end; what is told to have failed for certain (`no`) is what the node said so of, all else is `unknown`.
 
 It knows the cluster by the Protocol `Cluster` alone, and runs on whatever asyncio loop that one is on.
 """
@@ -18,42 +18,78 @@ from itertools import count
 from random import Random
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from raftq.chaos.simulation import questions
 from raftq.chaos.simulation.history import Op, Outcome, Seen
-from raftq.chaos.simulation.questions import Find, Info, Names, Peek, Question
+from raftq.chaos.simulation.questions import Find, Info, LastRedrive, Names, Peek, Question, Subscriptions, Ticks
 from raftq.replication.shard import Committed, OutcomeUnknown, ShardError
 from raftq.storage.machine import commands, packing
 from raftq.storage.machine.commands import (
     Ack,
+    Backoff,
+    CancelRedrive,
     Command,
     DefineQueue,
+    DefineSchedule,
+    DefineTopic,
+    DeleteMessage,
     DeleteQueue,
+    DeleteSchedule,
     Enqueue,
     Extend,
     Lease,
     Nack,
+    Operation,
     Part,
+    Publish,
+    PurgeQueue,
     QueueSettings,
+    Redrive,
+    Reject,
     Release,
     Request,
+    Schedule,
     Slots,
+    Subscribe,
+    Transact,
+    Unsubscribe,
 )
 from raftq.storage.machine.replies import Leased
 from raftq.storage.machine.views import View
 
-#: Leases of the hot queue expire under its workers; the one called temporary comes and goes.
+#: Leases of the hot queue expire under its workers; dead letters of jobs go to the dead queue and are redriven; what is
+#: in the scratch queue may be purged, replaced, discarded; the one called temporary comes and goes.
 HOT: Final = "default/hot"
 JOBS: Final = "default/jobs"
 IDS: Final = "default/ids"
+DEAD: Final = "default/dead"
+SCRATCH: Final = "default/scratch"
+GROUPED: Final = "default/grouped"
 TEMPORARY: Final = "other/temporary"
-QUEUES: Final = (HOT, HOT, JOBS, JOBS, JOBS, IDS, IDS, TEMPORARY)
+QUEUES: Final = (HOT, HOT, JOBS, JOBS, JOBS, IDS, IDS, TEMPORARY, SCRATCH, GROUPED)
+TOPIC: Final = "default/news"
+SCHEDULE: Final = "default/beat"
 
 _SETTINGS: Final = {
     HOT: QueueSettings(lease_ms=400),
-    JOBS: QueueSettings(lease_ms=2_000, delay_ms=100),
+    JOBS: QueueSettings(
+        lease_ms=2_000,
+        delay_ms=100,
+        retention_ms=15_000,
+        dead_letter_queue=DEAD,
+        max_failures=2,
+        backoff=Backoff(100, 3_000, 800),
+    ),
     IDS: QueueSettings(lease_ms=1_500, dedup_window_ms=2_500),
+    DEAD: QueueSettings(lease_ms=1_000),
+    SCRATCH: QueueSettings(lease_ms=700, retention_ms=6_000, max_failures=2, max_messages=12, max_bytes=30_000),
+    GROUPED: QueueSettings(lease_ms=800, max_leased_per_group=1),
     TEMPORARY: QueueSettings(lease_ms=1_000, dedup_window_ms=0),
 }
+_GROUPS: Final = ("g1", "g2", "g3", "g4", "g5")
+_RED: Final = b'{"color":["red"]}'
+_SUBSCRIBED: Final = {JOBS: _RED, SCRATCH: b"{}"}
 _BODY_BYTES: Final = (0, 1, 20, 20, 60, 200, 1_000, 5_000)
 #: A session holds about so many operations.
 _OPS_PER_SESSION: Final = 1.6
@@ -143,8 +179,10 @@ class _Client:
         self._sessions = 0
 
     async def run(self) -> None:
-        for queue in dict.fromkeys(QUEUES):
+        for queue in _SETTINGS:
             self._begin(self._define(queue, _SETTINGS[queue]))
+        self._begin(self._define_topic())
+        self._begin(self._define_schedule())
         while not self._all.stopped:
             await asyncio.sleep(self._dice.expovariate(1 / self._pause))
             if self._sessions < _SESSIONS_MAX and not self._all.stopped:
@@ -170,15 +208,22 @@ class _Client:
     async def _session(self) -> None:
         dice = self._dice
         queue = dice.choice(QUEUES)
-        [kind] = dice.choices(("enqueue", "work", "ask", "change"), (42, 40, 15, 3))
+        kinds = ("enqueue", "publish", "transact", "work", "ask", "change", "operate")
+        [kind] = dice.choices(kinds, (38, 3, 4, 40, 14, 3, 5))
         if kind == "enqueue":
             await self._write(self._enqueue(queue))
+        elif kind == "publish":
+            await self._write(Publish(TOPIC, self._enqueue(HOT).parts, self._request(0.5)))
+        elif kind == "transact":
+            await self._transact(queue)
         elif kind == "work":
-            await self._work(queue)
+            await self._work(DEAD if dice.random() < 0.08 else queue)
         elif kind == "ask":
-            await self._ask(self._question(queue))
-        else:
+            await self._ask(self._question(dice.choice((queue, queue, queue, DEAD))))
+        elif kind == "change":
             await self._change(queue)
+        else:
+            await self._operate()
 
     # What is asked for
 
@@ -196,8 +241,12 @@ class _Client:
         for number in counts:
             body = b"%s-%d:" % (self.name.encode(), next(self._serial))
             size = dice.choice(_BODY_BYTES)
-            messages = [packing.pack_message(b'"%s%d%s"' % (body, at, b"." * size)) for at in range(number)]
+            attributes = dice.choice((b"", b"", b'{"color":"red"}', b'{"color":"blue"}'))
+            group = dice.choice(_GROUPS).encode() if queue == GROUPED and dice.random() < 0.9 else b""
+            bodies = [b'"%s%d%s"' % (body, at, b"." * size) for at in range(number)]
+            messages = [packing.pack_message(each, attributes=attributes, group=group) for each in bodies]
             named = queue == IDS and dice.random() < 0.8
+            keyed = queue == SCRATCH and dice.random() < 0.4
             parts.append(
                 Part(
                     priority=dice.choice((0, 0, 0, 4, 9)),
@@ -205,6 +254,7 @@ class _Client:
                     blob=packing.pack(messages),
                     positions=sorted(positions[:number]) if len(counts) > 1 else None,
                     dedup_ids=[f"id{dice.randrange(40)}" for _ in range(number)] if named else None,
+                    replace_keys=[f"key{dice.randrange(6)}" for _ in range(number)] if keyed else None,
                 )
             )
             positions = positions[number:]
@@ -220,13 +270,27 @@ class _Client:
             request=self._request(0.4),
             max_bytes=(8 << 20) + int(self.name[1:]) * 1_000_000 + next(self._serial),
             settle=dice.random() < 0.06,
+            groups=dice.sample(_GROUPS, 2) if queue == GROUPED and dice.random() < 0.3 else None,
+        )
+
+    def _redrive(self) -> Redrive:
+        dice = self._dice
+        return Redrive(
+            DEAD,
+            target=dice.choice((None, None, None, HOT)),
+            filter=dice.choice((b"{}", b"{}", _RED)),
+            per_second=dice.choice((None, 1, 2, 20)),
+            redrives_max=dice.choice((None, 1, 3)),
+            limit=dice.choice((None, None, 4)),
+            request=self._request(0.5),
         )
 
     def _question(self, queue: str) -> Question:
         dice = self._dice
         peek = Peek(queue, dice.choice(("ready", "delayed", "leased")), dice.choice((1, 5, 30)))
         find = Find(queue, dice.choice((0, 0, 4, 9)), dice.randrange(1, 300))
-        return dice.choice((Info(queue), peek, peek, find, Names(queue.partition("/")[0])))
+        rare = dice.choice((Names(queue.partition("/")[0]), LastRedrive(DEAD), Subscriptions(TOPIC), Ticks(SCHEDULE)))
+        return dice.choice((Info(queue), peek, peek, find, rare))
 
     # Sessions
 
@@ -257,13 +321,77 @@ class _Client:
             command = Nack(queue, lease.queue_number, named, delay_ms, self._request(0.3))
         elif what < 0.2:
             command = Release(queue, lease.queue_number, named, self._request(0.3))
+        elif what < 0.26:
+            command = Reject(queue, lease.queue_number, named, dice.choice(("", "no")), self._request(0.3))
         await self._write(command)
         if dice.random() < 0.08:  # a late or a doubtful one does it again
             await asyncio.sleep(dice.random())
             await self._write(Ack(queue, lease.queue_number, named))
 
+    async def _transact(self, queue: str) -> None:
+        """Settle what was leased, and enqueue what comes of it; too late, at times."""
+        dice = self._dice
+        namespace = queue.partition("/")[0]
+        op = await self._write(self._lease(queue))
+        operations: list[Operation] = []
+        if op is not None and isinstance(op.reply, Leased) and op.reply.ranges:
+            number, slots = op.reply.queue_number, _all_slots(op.reply)
+            some = Slots(slots.lease_id, dice.sample(slots.slots, dice.randint(1, len(slots.slots))))
+            operations.append(dice.choice((Ack, Ack, Ack, Nack, Release, Reject))(queue, number, [some]))
+            await asyncio.sleep(dice.choice((0.01, 0.1, 1.0)) * dice.random())
+        targets = [key for key in _SETTINGS if key.startswith(namespace)]
+        some_targets = dice.sample(targets, min(dice.choice((0, 1, 1, 2)), len(targets)))
+        operations += [msgspec.structs.replace(self._enqueue(target), request=None) for target in some_targets]
+        if operations:
+            await self._write(Transact(namespace, operations, self._request(0.6)))
+
+    async def _operate(self) -> None:
+        """What an operator does, or a program for once."""
+        dice = self._dice
+        what = dice.choice(("purge", "delete", "delete", "redrive", "redrive", "cancel", "subscribe", "schedule"))
+        if what == "purge":
+            await self._write(PurgeQueue(SCRATCH, self._request(0.5)))
+        elif what == "delete":
+            await self._delete_messages(dice.choice((SCRATCH, IDS, JOBS)))
+        elif what == "redrive":
+            await self._write(self._redrive())
+            if dice.random() < 0.5:  # the first one may still run
+                await asyncio.sleep(0.3 * dice.random())
+                await self._write(self._redrive())
+        elif what == "cancel":
+            await self._write(CancelRedrive(DEAD))
+        elif what == "schedule":
+            await self._write(DeleteSchedule(SCHEDULE))
+            await self._define_schedule()
+        else:
+            queue = dice.choice(list(_SUBSCRIBED))
+            await self._write(Unsubscribe(TOPIC, queue))
+            await asyncio.sleep(0.5 * dice.random())
+            await self._write(Subscribe(TOPIC, queue, _SUBSCRIBED[queue]))
+
+    async def _delete_messages(self, queue: str) -> None:
+        """Some that were seen a moment ago."""
+        info = await self._ask(Info(queue))
+        page = await self._ask(Peek(queue, self._dice.choice(("ready", "ready", "delayed", "leased")), 5))
+        if info is None or page is None or info.value[2] is None:
+            return
+        for message in (page.value or ())[:2]:
+            await self._write(DeleteMessage(queue, info.value[2].number, message[0], message[1]))
+
     async def _define(self, queue: str, settings: QueueSettings) -> None:
         await self._write(DefineQueue(queue, settings))
+
+    async def _define_schedule(self) -> None:
+        """As if it had been due since 1970: what was missed of the last minute comes at once."""
+        dice = self._dice
+        part = Part(dice.choice((0, 4)), None, packing.pack([packing.pack_message(b'"%s beats"' % self.name.encode())]))
+        given = Schedule(None, "UTC", 4_000, JOBS, None, part, dice.choice(("skip", "one")), dice.random() < 0.1)
+        await self._write(DefineSchedule(SCHEDULE, given, 1))
+
+    async def _define_topic(self) -> None:
+        await self._write(DefineTopic(TOPIC))
+        for queue, accepts in _SUBSCRIBED.items():
+            await self._write(Subscribe(TOPIC, queue, accepts))
 
     async def _change(self, queue: str) -> None:
         dice, settings = self._dice, _SETTINGS[queue]
@@ -272,10 +400,10 @@ class _Client:
             if dice.random() < 0.5:
                 await self._define(queue, settings)
             return
-        paused = QueueSettings(settings.lease_ms, settings.delay_ms, settings.dedup_window_ms, paused=True)
-        await self._define(queue, paused)
-        await asyncio.sleep(0.5 * dice.random())
-        await self._define(queue, settings)
+        for paused in (True, False):
+            changed = msgspec.structs.replace(settings, paused=paused)
+            await self._write(DefineQueue(queue, changed, create=False, only=dice.choice((None, ["paused"]))))
+            await asyncio.sleep(0.5 * dice.random())
 
     # Attempts
 
@@ -283,7 +411,8 @@ class _Client:
         """Until it is answered or patience ends. What may have happened is only repeated where that does no harm."""
         dice, data = self._dice, commands.encode(command)
         self._all.operations[type(command).__name__] += 1
-        again = getattr(command, "request", None) is not None or not isinstance(command, Enqueue | Lease)
+        once = isinstance(command, Enqueue | Lease | Publish | Transact | Redrive)
+        again = getattr(command, "request", None) is not None or not once
         until = self._cluster.now() + dice.choice((0.5, 2.0, 8.0))
         within = dice.choice((0.1, 0.4, 1.5))
         while True:
@@ -302,15 +431,16 @@ class _Client:
         self._returned(op)
         return op if op.outcome == "ok" or (unknown_ends and op.outcome == "unknown") else None
 
-    async def _ask(self, question: Question) -> None:
+    async def _ask(self, question: Question) -> Seen | None:
         self._all.operations["read"] += 1
         for _ in range(3):
             op = self._op("read", questions.encode(question))
             op.view = await self._attempt(op, partial(self._cluster.read, op.node, question.of_view), 1.0)
             self._returned(op)
             if op.outcome == "ok" or self._all.stopped:
-                return
+                return op.view
             await asyncio.sleep(0.05 * self._dice.random())
+        return None
 
     def _op(self, kind: Any, data: bytes) -> Op:
         """At the node that answered last; sometimes at any, as those do that missed a change of leaders."""

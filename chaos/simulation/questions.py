@@ -25,7 +25,8 @@ class Info(msgspec.Struct, tag=True, array_like=True, frozen=True):
     def of_model(self, model: Model, clocks: Clocks) -> Any:
         queue = model.queues.get(self.queue)
         info = None if queue is None else _info(queue)
-        return *clocks, info, 0 if info is None or info.settings.paused else info.ready
+        leasable = 0 if queue is None or queue.settings.paused else len(queue.leasable())
+        return *clocks, info, leasable
 
 
 class Peek(msgspec.Struct, tag=True, array_like=True, frozen=True):
@@ -83,7 +84,53 @@ class Names(msgspec.Struct, tag=True, array_like=True, frozen=True):
         return sorted(key for key in model.queues if key.partition("/")[0] == self.namespace)
 
 
-Question = Info | Peek | Find | Names
+class LastRedrive(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """How the last redrive of a queue stands; None without one."""
+
+    queue: str
+
+    def of_view(self, view: View) -> Any:
+        return view.redrive(self.queue) if view.queue(self.queue) is not None else None
+
+    def of_model(self, model: Model, _clocks: Clocks) -> Any:
+        queue = model.queues.get(self.queue)
+        return None if queue is None or queue.redrive is None else queue.redrive.shown()
+
+
+class Subscriptions(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """The number of messages published to a topic, and its subscriptions; None for a topic that there is not."""
+
+    topic: str
+
+    def of_view(self, view: View) -> Any:
+        topic = view.topic(self.topic)
+        found = [(queue, one.filter, one.created_index) for queue, one in view.subscriptions(self.topic)]
+        return None if topic is None else (topic.published, found)
+
+    def of_model(self, model: Model, _clocks: Clocks) -> Any:
+        topic = model.topics.get(self.topic)
+        if topic is None:
+            return None
+        return topic.published, [
+            (queue, one.text, index) for queue, (one, index) in sorted(topic.subscriptions.items())
+        ]
+
+
+class Ticks(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """What a schedule was defined with and how it stands; None for one that there is not."""
+
+    schedule: str
+
+    def of_view(self, view: View) -> Any:
+        found = view.schedule(self.schedule)
+        return None if found is None else (found.given, found.state)
+
+    def of_model(self, model: Model, _clocks: Clocks) -> Any:
+        found = model.schedules.get(self.schedule)
+        return None if found is None else (found[0], msgspec.structs.replace(found[1]))
+
+
+Question = Info | Peek | Find | Names | LastRedrive | Subscriptions | Ticks
 
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(Question).decode
@@ -114,5 +161,10 @@ def _info(queue: Queue) -> QueueInfo:
         released=queue.released,
         expired=queue.expired,
         duplicates=queue.duplicates,
+        dead_lettered=queue.dead_lettered,
+        discarded=queue.discarded,
+        rejected=queue.rejected,
+        removed=queue.removed,
+        redriven=queue.redriven,
         oldest_ready_ms=min((message.enqueued_at_ms for message in ready), default=None),
     )

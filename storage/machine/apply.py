@@ -13,26 +13,56 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from raftq.storage.machine import dedup, expiry, incarnation, leases, messages, queues, views
+from raftq.storage.machine import (
+    dedup,
+    expiry,
+    incarnation,
+    leases,
+    messages,
+    partitions,
+    publishing,
+    purges,
+    queues,
+    redrives,
+    schedules,
+    topics,
+    transactions,
+    views,
+)
 from raftq.storage.machine.batches import SPARSE_VERSION
 from raftq.storage.machine.commands import (
     Ack,
+    CancelRedrive,
     Command,
     DefineQueue,
+    DefineSchedule,
+    DefineTopic,
+    DeleteMessage,
     DeleteQueue,
+    DeleteSchedule,
+    DeleteTopic,
     Enqueue,
     Expire,
     Extend,
     Incarnate,
     Lease,
     Nack,
+    Publish,
+    PurgeQueue,
+    Redrive,
+    Reject,
     Release,
     SetVersion,
+    Subscribe,
     TakeDigest,
+    Tick,
+    Transact,
+    Unsubscribe,
     unknown_version,
 )
 from raftq.storage.machine.invariants import InvariantBroken, broken
 from raftq.storage.machine.ports import Meta, Txn
+from raftq.storage.machine.records import ScheduleRecord
 from raftq.storage.machine.replies import DigestTaken, Effect, Leased, Reply, VersionSet
 from raftq.storage.machine.state import State
 from raftq.storage.machine.views import Delivery, View
@@ -69,6 +99,7 @@ HANDLERS: dict[type[Command], Handler] = {
     Ack: leases.ack,
     Nack: leases.nack,
     Release: leases.release,
+    Reject: leases.reject,
     Extend: leases.extend,
     Expire: expiry.expire,
     DefineQueue: queues.define,
@@ -76,9 +107,38 @@ HANDLERS: dict[type[Command], Handler] = {
     TakeDigest: _take_digest,
     SetVersion: _set_version,
     Incarnate: incarnation.incarnate,
+    PurgeQueue: purges.purge,
+    Redrive: redrives.redrive,
+    CancelRedrive: redrives.cancel,
+    DeleteMessage: purges.delete,
+    Transact: transactions.transact,
+    DefineTopic: topics.define,
+    DeleteTopic: topics.delete,
+    Subscribe: topics.subscribe,
+    Unsubscribe: topics.unsubscribe,
+    Publish: publishing.publish,
+    DefineSchedule: schedules.define,
+    DeleteSchedule: schedules.delete,
+    Tick: schedules.tick,
 }
 
-_WITHOUT_REQUEST = (Expire, DefineQueue, DeleteQueue, TakeDigest, SetVersion, Incarnate)
+_WITHOUT_REQUEST = (
+    Expire,
+    DefineQueue,
+    DeleteQueue,
+    TakeDigest,
+    SetVersion,
+    Incarnate,
+    DeleteMessage,
+    CancelRedrive,
+    DefineTopic,
+    DeleteTopic,
+    Subscribe,
+    Unsubscribe,
+    DefineSchedule,
+    DeleteSchedule,
+    Tick,
+)
 
 
 class Machine:
@@ -101,7 +161,7 @@ class Machine:
         state = self._state
         if meta.index != self._entry:
             self._begin(meta)
-        handler = HANDLERS[type(command)]
+        handler = partitions.handler(state, command) or HANDLERS[type(command)]
         if isinstance(command, _WITHOUT_REQUEST) or command.request is None:
             return handler(state, meta, command)
         reply = dedup.first_reply(state, meta, command)
@@ -132,6 +192,10 @@ class Machine:
         """When `Expire` has something to do: the earliest deadline in lease time, and the earliest moment in wall time
         (0: at once)."""
         return expiry.next_due(self._state)
+
+    def schedules_due(self, wall_ms: int, limit: int) -> list[ScheduleRecord]:
+        """Schedules whose next tick is due at that wall time, the earliest first."""
+        return self._state.schedules.due(wall_ms, limit)
 
     def deliveries(self, leased: Leased) -> list[Delivery | None]:
         """The messages of a lease, by slot. To be called right after it was applied. None for a slot that the lease

@@ -133,6 +133,33 @@ class Batches:
         self._cache_bytes += len(value)
         return batch
 
+    def live(self, queue: int, priority: int, number: int) -> Piece | None:
+        """The whole batch that holds the message as a piece; None when the message is gone or never was."""
+        for table in (keys.BATCH, keys.ASIDE):
+            low, end = keys.place(table, queue, priority, 0), keys.place(table, queue, priority, number) + b"\0"
+            for key, value in self._txn.scan(low, end, reverse=True):
+                first, batch = keys.place_of(key)[1], Batch(value)
+                if number < first + batch.count and not self._gone_of(queue, priority, first) >> (number - first) & 1:
+                    aside = table == keys.ASIDE
+                    return Piece(priority, first, aside, batch.count, first, batch.count, batch.bytes, 0, 0)
+                break
+        return None
+
+    def _gone_of(self, queue: int, priority: int, first: int) -> int:
+        """The bits of the batch's messages that are gone."""
+        key = keys.place(keys.GONE, queue, priority, first)
+        waiting = self._gone.get(key)
+        return bits_of(self._txn.get(key) or b"") if waiting is None else waiting[0]
+
+    def set_aside(self, queue: int, priority: int, first: int) -> None:
+        """Take a batch out of the line: the head never sees it. Its bitmap and whoever knows its place stay right."""
+        key, aside = keys.place(keys.BATCH, queue, priority, first), keys.place(keys.ASIDE, queue, priority, first)
+        value = self._txn.get(key)
+        assert value is not None, key
+        self._forget(key)
+        self._txn.delete(key)
+        self._txn.put(aside, value)
+
     def cut(self, queue: int, piece: Piece, start: int, count: int) -> Piece:
         """`count` messages of the piece from its `start`-th on."""
         if count == piece.count:

@@ -10,6 +10,8 @@ from a clock or a random source while it is applied.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 #: Queue of the namespace `default` named `jobs` is `default/jobs` in commands and tables. Neither part holds a slash.
@@ -40,6 +42,8 @@ class Part(msgspec.Struct, array_like=True, gc=False):
     positions: list[int] | None = None
     #: One dedup id or None for each message of the blob; None when no message has one.
     dedup_ids: list[str | None] | None = None
+    #: One replace key or None for each message of the blob; None when no message has one.
+    replace_keys: list[str | None] | None = None
 
 
 class Request(msgspec.Struct, array_like=True, gc=False):
@@ -68,6 +72,8 @@ class Lease(msgspec.Struct, array_like=True, tag=2, gc=False):
     max_bytes: int = 8 * 1024 * 1024
     #: Ack what is leased in the same step: at most once.
     settle: bool = False
+    #: Messages with one of these group keys alone. Refused (`invalid`) where the queue has no `max_leased_per_group`.
+    groups: list[str] | None = None
 
 
 class Slots(msgspec.Struct, array_like=True, gc=False):
@@ -90,7 +96,7 @@ class Nack(msgspec.Struct, array_like=True, tag=4, gc=False):
     queue: QueueKey
     queue_number: int
     leases: list[Slots]
-    #: None takes the queue's backoff (0 until a queue has one).
+    #: None takes the queue's backoff, 0 where it has none.
     delay_ms: int | None = None
     request: Request | None = None
 
@@ -123,13 +129,49 @@ class Expire(msgspec.Struct, array_like=True, tag=7, gc=False):
     limit: int = 1000
 
 
+class Backoff(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """How long a nack without a delay keeps a message back: `initial_ms` after its first failure, times
+    `factor_milli / 1000` (1,000: always the same) after each further one, `max_ms` at most."""
+
+    initial_ms: int
+    factor_milli: int
+    max_ms: int
+
+
+#: Failures after which a message is dead-lettered, where a dead-letter queue is given and no limit.
+MAX_FAILURES = 20
+
+
+#: Why `groups` of a lease is refused.
+WITHOUT_GROUPS = "the queue does not keep groups: set its max_leased_per_group while it is empty"
+
+
 class QueueSettings(msgspec.Struct, array_like=True, gc=False, frozen=True):
-    """What a queue was defined with. Fields are only ever added at the end."""
+    """What a queue was defined with. None is no limit. Fields are only ever added at the end."""
 
     lease_ms: int = 30_000
     delay_ms: int = 0
     dedup_window_ms: int = 300_000
     paused: bool = False
+    #: From when it was enqueued on, a ready message is kept for so long; then it is dead-lettered.
+    retention_ms: int | None = None
+    #: Where dead letters go: another queue of the namespace. None: they are discarded.
+    dead_letter_queue: QueueKey | None = None
+    #: See `failures_max`. At least 1.
+    max_failures: int | None = None
+    backoff: Backoff | None = None
+    #: Live messages, and their bytes as packed, that an enqueue may fill the queue to.
+    max_messages: int | None = None
+    max_bytes: int | None = None
+    #: Messages of one group key that may be leased at once, at least 1; None: group keys mean nothing to the queue. Set
+    #: or taken away while the queue is empty.
+    max_leased_per_group: int | None = None
+
+    def failures_max(self) -> int | None:
+        """The failures at which a message is dead-lettered."""
+        if self.max_failures is None and self.dead_letter_queue is not None:
+            return MAX_FAILURES
+        return self.max_failures
 
 
 class DefineQueue(msgspec.Struct, array_like=True, tag=8, gc=False):
@@ -139,10 +181,174 @@ class DefineQueue(msgspec.Struct, array_like=True, tag=8, gc=False):
     settings: QueueSettings
     #: False: refuse (`Refused("unknown_queue")`) unless the queue exists (PATCH).
     create: bool = True
+    #: Names of the settings that a queue which exists takes; None: all. The others stay as they are.
+    only: list[str] | None = None
+    #: The name stands for so many queues, 1 to 64; None: for a plain one, or for as many as it does.
+    partitions: int | None = None
 
 
 class DeleteQueue(msgspec.Struct, array_like=True, tag=9, gc=False):
     queue: QueueKey
+
+
+class PurgeQueue(msgspec.Struct, array_like=True, tag=14, gc=False):
+    """Removes all messages of the queue, delayed and leased ones too. Receipts and message ids of before are gone."""
+
+    queue: QueueKey
+    request: Request | None = None
+
+
+class DeleteMessage(msgspec.Struct, array_like=True, tag=15, gc=False):
+    """Removes one message that is ready or delayed; a leased one is refused (`Refused("leased")`)."""
+
+    queue: QueueKey
+    queue_number: int
+    priority: int
+    number: int
+
+
+class Redrive(msgspec.Struct, array_like=True, tag=16, gc=False):
+    """Begins to move the queue's ready messages, dead letters as a rule, to another queue. One at a time for a queue
+    (`Refused("redrive_runs")`); limits are at least 1."""
+
+    queue: QueueKey
+    #: None: each dead letter goes back to the queue that it comes from.
+    target: QueueKey | None = None
+    #: JSON text, see `storage.machine.filters`.
+    filter: bytes = b"{}"
+    #: Messages a second; None: as fast as it goes.
+    per_second: int | None = None
+    #: What was redriven as often stays.
+    redrives_max: int | None = None
+    #: Messages moved at most.
+    limit: int | None = None
+    request: Request | None = None
+
+
+class CancelRedrive(msgspec.Struct, array_like=True, tag=17, gc=False):
+    """Ends the queue's redrive; what was moved stays moved."""
+
+    queue: QueueKey
+
+
+#: Of the text that says why a message is rejected.
+REASON_BYTES_MAX = 1024
+
+
+class Reject(msgspec.Struct, array_like=True, tag=13, gc=False):
+    """Dead-letters the messages at once, without counting a failure."""
+
+    queue: QueueKey
+    queue_number: int
+    leases: list[Slots]
+    #: Why, for whoever reads the dead letter; "" says nothing. At most `REASON_BYTES_MAX`.
+    reason: str = ""
+    request: Request | None = None
+
+
+#: What a transaction may hold.
+Operation = Enqueue | Ack | Nack | Release | Reject
+
+
+class Transact(msgspec.Struct, array_like=True, tag=18, gc=False):
+    """All of the operations, in their order, or none of them when one cannot be done as a whole: a receipt that holds
+    no message any more, an unknown or full queue. At most 1,000 messages and 1,000 receipts together."""
+
+    #: All queues are of it.
+    namespace: str
+    #: Their own requests count for nothing.
+    operations: list[Operation]
+    request: Request | None = None
+
+
+#: As a queue's: `default/prices`.
+TopicKey = str
+
+
+class DefineTopic(msgspec.Struct, array_like=True, tag=19, gc=False):
+    """Creates the topic unless it exists."""
+
+    topic: TopicKey
+
+
+class DeleteTopic(msgspec.Struct, array_like=True, tag=20, gc=False):
+    """Removes the topic and its subscriptions. What was published stays in the queues."""
+
+    topic: TopicKey
+
+
+class Subscribe(msgspec.Struct, array_like=True, tag=21, gc=False):
+    """Subscribes the queue, which is created if it does not exist, or changes the filter of its subscription."""
+
+    topic: TopicKey
+    #: Of the topic's namespace.
+    queue: QueueKey
+    #: JSON text, see `storage.machine.filters`.
+    filter: bytes = b"{}"
+
+
+class Unsubscribe(msgspec.Struct, array_like=True, tag=22, gc=False):
+    topic: TopicKey
+    queue: QueueKey
+
+
+class Publish(msgspec.Struct, array_like=True, tag=23, gc=False):
+    """Enqueues the messages into every subscribed queue whose filter takes them, into all or none. Bounded by messages
+    and bytes times subscriptions, see `storage.machine.publishing`."""
+
+    topic: TopicKey
+    parts: list[Part]
+    request: Request | None = None
+
+
+#: As a queue's: `default/reports`.
+ScheduleKey = str
+
+
+class Schedule(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """What a schedule was defined with."""
+
+    #: Five fields of cron, as clocks in the time zone show (a name of the IANA database); None: an interval.
+    cron: str | None
+    time_zone: str
+    #: At least 1.
+    interval_ms: int | None
+    #: Where the message goes: one of these, of the schedule's namespace.
+    queue: QueueKey | None
+    topic: TopicKey | None
+    #: One message.
+    part: Part
+    #: What is done of ticks that were missed, in a downtime as a rule: nothing, or one for all of them.
+    missed: Literal["skip", "one"] = "one"
+    paused: bool = False
+
+
+class DefineSchedule(msgspec.Struct, array_like=True, tag=24, gc=False):
+    """Creates the schedule, or changes the one that is there, whose counts stay."""
+
+    schedule: ScheduleKey
+    given: Schedule
+    #: Wall time of its first tick, unless its times stay as they were; None: never.
+    next_ms: int | None
+
+
+class DeleteSchedule(msgspec.Struct, array_like=True, tag=25, gc=False):
+    schedule: ScheduleKey
+
+
+class Tick(msgspec.Struct, array_like=True, tag=26, gc=False):
+    """Enqueues the message of a schedule. Proposed by the leader when `Machine.schedules_due` says so; does nothing
+    unless `due_ms` is when the schedule's next tick is due."""
+
+    schedule: ScheduleKey
+    #: Wall time, as the others.
+    due_ms: int
+    #: Of the tick after this one; None: never.
+    next_ms: int | None
+    #: The tick that is done; None: none is, all of those before `next_ms` were missed.
+    at_ms: int | None
+    #: Ticks from `due_ms` on that were missed, and are not done.
+    skipped: int = 0
 
 
 class TakeDigest(msgspec.Struct, array_like=True, tag=10, gc=False):
@@ -174,6 +380,20 @@ Command = (
     | TakeDigest
     | SetVersion
     | Incarnate
+    | Reject
+    | PurgeQueue
+    | DeleteMessage
+    | Redrive
+    | CancelRedrive
+    | Transact
+    | DefineTopic
+    | DeleteTopic
+    | Subscribe
+    | Unsubscribe
+    | Publish
+    | DefineSchedule
+    | DeleteSchedule
+    | Tick
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -193,4 +413,8 @@ def decode(data: bytes | memoryview) -> Command:
 
 def grows(command: bytes) -> bool:
     """Whether an encoded command adds messages: what a node short of disk refuses."""
-    return command[1] == 1  # an array of at most 15 elements, the tag of Enqueue first
+    tag = command[1]  # an array of at most 15 elements, the tag first
+    if tag != 18:
+        return tag in (1, 23)  # Enqueue, Publish
+    transact = decode(command)
+    return isinstance(transact, Transact) and any(isinstance(one, Enqueue) for one in transact.operations)

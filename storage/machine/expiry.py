@@ -1,9 +1,9 @@
 """What passes with time, in bounded steps: the command expire.
 
-Order of a step: leases past their deadline, then by wall time delays, dedup ids and requests, then the remains of
-deleted queues, then sparse batches. Each message returned or made ready, and each record removed, costs one of the
-step's limit, and a batch rewritten more, so that a step takes a bounded time however much is due; what is left over is
-the next step's, and depends on nothing but the tables.
+Order of a step: leases past their deadline, then by wall time delays, dedup ids, requests and retention, then the
+remains of deleted queues, then sparse batches. Each message returned, made ready or dead-lettered, and each record
+removed, costs one of the step's limit, and a batch rewritten more; and the bytes of dead letters are limited. So a step
+takes a bounded time however much is due; what is left over is the next step's, and depends on nothing but the tables.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from raftq.storage.machine import keys, leases, records
+from raftq.storage.machine import deadletters, keys, leases, queues, records, redrives, retention
 from raftq.storage.machine.commands import Expire
 from raftq.storage.machine.ports import Meta
-from raftq.storage.machine.records import LeaseRecord, QueueRecord
-from raftq.storage.machine.replies import Effect, Expired, QueueReady
+from raftq.storage.machine.records import LeaseRecord, Piece, QueueRecord
+from raftq.storage.machine.replies import Effect, Expired
 
 if TYPE_CHECKING:
     from raftq.storage.machine.state import State
@@ -28,16 +28,36 @@ class _Step:
         self.state = state
         self.meta = meta
         self.left = limit
+        #: Of messages that are dead-lettered.
+        self.bytes_left = deadletters.MOVED_BYTES_MAX
         self.done = Expired(0, 0, 0, more=False)
-        #: Queues that got messages ready, in the order in which they did.
-        self.ready: dict[int, QueueRecord] = {}
+        #: Queues that were changed, in that order, and what could be leased before.
+        self._before: dict[int, tuple[QueueRecord, int]] = {}
+
+    @property
+    def over(self) -> bool:
+        """It has done what it may."""
+        return self.left <= 0 or self.bytes_left <= 0
 
     def queue(self, record: bytes) -> QueueRecord | None:
         return self.state.queues.numbered(keys.queue_of(record))
 
-    def returned(self, queue: QueueRecord) -> None:
+    def changes(self, queue: QueueRecord) -> None:
+        """To be said before the queue is changed."""
         self.state.queues.changed(queue)
-        self.ready[queue.number] = queue
+        self._before.setdefault(queue.number, (queue, queue.leasable))
+
+    def effects(self) -> list[Effect]:
+        return [effect for queue, ready in self._before.values() for effect in queues.became_ready(queue, ready)]
+
+    def bury(self, queue: QueueRecord, dead: list[Piece], reason: str) -> None:
+        """Dead-letter what nobody holds any more."""
+        target = deadletters.target(self.state, self.meta, queue)
+        if target is not None:
+            self.changes(target)
+            self.bytes_left -= sum(piece.bytes for piece in dead)
+        deadletters.move(self.state, self.meta, queue, dead, reason, target)
+        self.done.dead += sum(piece.count for piece in dead)
 
 
 def expire(state: State, meta: Meta, command: Expire) -> tuple[Expired, list[Effect]]:
@@ -45,13 +65,13 @@ def expire(state: State, meta: Meta, command: Expire) -> tuple[Expired, list[Eff
     _pass_leases(step)
     _pass_wall_time(step)
     _remove_remains(step)
+    state.places.groups.settle()
     state.batches.rewrite_sparse(meta.lease_ms, step.left)
     lease_ms, wall_ms = next_due(state)
     step.done.more = (lease_ms is not None and lease_ms <= meta.lease_ms) or (
         wall_ms is not None and wall_ms <= meta.wall_ms
     )
-    effects = [QueueReady(queue.key, queue.ready) for queue in step.ready.values() if not queue.settings.paused]
-    return step.done, list[Effect](effects)
+    return step.done, step.effects()
 
 
 def next_due(state: State) -> tuple[int | None, int | None]:
@@ -64,7 +84,7 @@ def next_due(state: State) -> tuple[int | None, int | None]:
 
 def _pass_leases(step: _Step) -> None:
     for ms, key in step.state.deadlines.due(step.meta.lease_ms):
-        if step.left <= 0:
+        if step.over:
             return
         queue = step.queue(key)
         value = step.state.txn.get(key)
@@ -86,12 +106,9 @@ def _pass_lease(step: _Step, queue: QueueRecord, key: bytes, lease: LeaseRecord)
     count = slots.bit_count()
     step.left -= max(count, 1)
     if slots:
-        for piece in leases.held_pieces(step.state, queue.number, lease, slots):
-            piece.failures += 1
-            step.state.places.give_back(queue, piece)
+        _return(step, queue, leases.returned_pieces(step.state, queue, lease, slots))
         queue.expired += leases.let_go(queue, lease, slots)
         step.done.leases += count
-        step.returned(queue)
     if passed & ~records.bits_of(lease.settled):
         step.state.txn.put(key, records.encode(lease))
         return
@@ -103,6 +120,24 @@ def _pass_lease(step: _Step, queue: QueueRecord, key: bytes, lease: LeaseRecord)
     else:
         step.state.deadlines.remove(lease.deadlines[0][0], key)
         step.state.txn.delete(key)
+
+
+def _return(step: _Step, queue: QueueRecord, pieces: list[Piece]) -> None:
+    """Each with a failure: ready again, or dead."""
+    step.changes(queue)
+    dies = deadletters.dies(queue)
+    dead: list[Piece] = []
+    for piece in pieces:
+        if step.state.places.drop(queue, piece):
+            continue
+        last = dies is not None and dies(piece)
+        piece.failures += 1
+        if last:
+            dead.append(piece)
+        else:
+            step.state.places.give_back(queue, piece)
+    if dead:
+        step.bury(queue, dead, "max_failures")
 
 
 def _lowest(bits: int, count: int) -> int:
@@ -119,18 +154,45 @@ def _lowest(bits: int, count: int) -> int:
 
 def _pass_wall_time(step: _Step) -> None:
     for ms, key in step.state.wall.due(step.meta.wall_ms):
-        if step.left <= 0:
+        if step.over:
             return
-        queue = step.queue(key) if key[:1] == keys.DUE else None
+        queue = step.queue(key) if key[:1] in (keys.DUE, keys.QUEUE, keys.REDRIVE, keys.GROUP) else None
         if queue is None:
             _forget(step, ms, key)
-            continue
-        value = step.state.txn.get(key)
-        assert value is not None, key
-        count = step.state.places.ripen(queue, key, records.decode_due(value), step.left)
-        step.left -= count
-        step.done.delays += count
-        step.returned(queue)
+        elif key[:1] == keys.QUEUE:
+            _pass_retention(step, queue)
+        elif key[:1] == keys.REDRIVE:
+            _pass_redrive(step, queue)
+        elif key[:1] == keys.GROUP:
+            step.changes(queue)
+            step.left -= max(step.state.places.groups.regroup(queue, step.left), 1)
+        else:
+            value = step.state.txn.get(key)
+            assert value is not None, key
+            step.changes(queue)
+            count = step.state.places.ripen(queue, key, records.decode_due(value), step.left)
+            step.left -= count
+            step.done.delays += count
+
+
+def _pass_retention(step: _Step, queue: QueueRecord) -> None:
+    """A look costs one even when it finds nothing: the message that it was for may be leased, or gone."""
+    step.changes(queue)
+    pieces = retention.take(step.state, step.meta, queue, step.left, step.bytes_left)
+    if pieces:
+        step.bury(queue, pieces, "retention")
+    step.left -= max(sum(piece.count for piece in pieces), 1)
+    retention.look_again(step.state, queue)
+
+
+def _pass_redrive(step: _Step, queue: QueueRecord) -> None:
+    """Its next moment is later, unless it is behind its pace."""
+    one = redrives.Step(step.state, step.meta, queue, step.left)
+    for changed in (queue, *one.targets):
+        step.changes(changed)
+    one.apply()
+    step.left -= max(one.looked, 1)
+    step.bytes_left -= one.bytes
 
 
 def _forget(step: _Step, ms: int, key: bytes) -> None:
@@ -146,7 +208,7 @@ def _remove_remains(step: _Step) -> None:
     """Remove what deleted queues left, and last the mark that there is something."""
     state = step.state
     while step.left > 0 and (deleted := state.queues.deleted.get()) is not None:
-        for key, value in _remains(state, keys.queue_of(deleted)):
+        for key, value in _remains(state, deleted):
             moment_ms = _moment(key, value)
             if moment_ms is None:
                 state.txn.delete(key)
@@ -160,8 +222,12 @@ def _remove_remains(step: _Step) -> None:
         state.queues.deleted.removed(deleted)
 
 
-def _remains(state: State, queue: int) -> Iterator[tuple[bytes, bytes]]:
+def _remains(state: State, deleted: bytes) -> Iterator[tuple[bytes, bytes]]:
+    queue = keys.queue_of(deleted)
+    stay = (keys.DEDUP, keys.REQUEST) if state.txn.get(deleted) == records.IDS_STAY else ()
     for table in keys.OF_A_QUEUE:
+        if table in stay:
+            continue
         yield from state.txn.scan(keys.of_queue(table, queue), keys.of_queue(table, queue + 1))
 
 
@@ -176,4 +242,6 @@ def _moment(key: bytes, value: bytes) -> int | None:
         return records.decode_dedup(value).expires_ms
     if table == keys.REQUEST:
         return records.decode_request(value).expires_ms
+    if table == keys.REDRIVE:
+        return records.decode_redrive(value).due_ms
     return None

@@ -8,7 +8,10 @@ part says so, and a new one begins at the low end.
 
 from __future__ import annotations
 
+from raftq.storage.machine import keys
 from raftq.storage.machine.ports import Txn
+
+_FIRSTS_MAX = 10_000
 
 
 class FirstKey:
@@ -37,3 +40,23 @@ class FirstKey:
             self.low = self._high if item is None else item[0]
             self._exact = True
         return None if self.low == self._high else self.low
+
+
+class FirstKeys:
+    """Of a table whose keys are places: one for each queue and priority that is asked for."""
+
+    __slots__ = ("_firsts", "_table", "_txn")
+
+    def __init__(self, txn: Txn, table: bytes) -> None:
+        self._txn = txn
+        self._table = table
+        self._firsts: dict[tuple[int, int], FirstKey] = {}
+
+    def of(self, queue: int, priority: int) -> FirstKey:
+        first = self._firsts.get((queue, priority))
+        if first is None:
+            if len(self._firsts) > _FIRSTS_MAX:
+                self._firsts.clear()
+            first = FirstKey(self._txn, *keys.line(self._table, queue, priority))
+            self._firsts[queue, priority] = first
+        return first

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raftq.storage.machine import keys, leases, records
+from raftq.storage.machine import keys, leases, queues, records
 from raftq.storage.machine.commands import Incarnate
 from raftq.storage.machine.ports import Meta
 from raftq.storage.machine.records import QueueRecord
-from raftq.storage.machine.replies import Effect, Incarnated, QueueReady
+from raftq.storage.machine.replies import Effect, Incarnated
 
 if TYPE_CHECKING:
     from raftq.storage.machine.state import State
@@ -27,27 +27,28 @@ _WALL_MS_MAX = 1 << 42
 
 def incarnate(state: State, meta: Meta, _command: Incarnate) -> tuple[Incarnated, list[Effect]]:
     """All at once, however many leases there are: nobody is served before it."""
-    ready: dict[int, QueueRecord] = {}
+    ready: dict[int, tuple[QueueRecord, int]] = {}
     released = 0
     for key, value in state.txn.scan(keys.LEASE, keys.LEASE + b"\xff"):
         lease = records.decode_lease(value)
         queue = state.queues.numbered(keys.queue_of(key))
         held = (1 << lease.count) - 1 & ~records.bits_of(lease.settled)
         if queue is not None and held:
-            for piece in leases.held_pieces(state, queue.number, lease, held):
+            ready.setdefault(queue.number, (queue, queue.leasable))
+            for piece in leases.returned_pieces(state, queue, lease, held):
                 state.places.give_back(queue, piece)
             count = leases.let_go(queue, lease, held)
             queue.released += count
             released += count
             state.queues.changed(queue)
-            ready[queue.number] = queue
         state.deadlines.remove(lease.deadlines[0][0], key)
         state.txn.delete(key)
     cluster = state.cluster
     cluster.incarnation += 1
     cluster.last_lease = first_free(cluster.last_lease, meta.wall_ms)
-    effects = [QueueReady(queue.key, queue.ready) for queue in ready.values() if not queue.settings.paused]
-    return Incarnated(cluster.incarnation, released), list[Effect](effects)
+    state.places.groups.settle()
+    effects = [effect for queue, before in ready.values() for effect in queues.became_ready(queue, before)]
+    return Incarnated(cluster.incarnation, released), effects
 
 
 def first_free(last_lease: int, wall_ms: int) -> int:

@@ -7,7 +7,8 @@ new with every creation: what a deleted queue left behind can never meet its nam
     a                               Cluster            counters and clocks of the whole machine
     n key                           Name               queue key -> queue number
     q queue                         QueueRecord        settings, heads, counters
-    z queue                         (empty)            a deleted queue whose remains are being removed
+    z queue                         (empty)            a deleted queue, or the number of one before a purge, whose
+                                                       remains are being removed
     b queue priority first          batch              messages in line: the head walks over these
     c queue priority first          batch              messages held aside: the head never sees these (delayed ones)
     g queue priority first          bitmap             messages of the batch that are gone
@@ -16,8 +17,23 @@ new with every creation: what a deleted queue left behind can never meet its nam
     l queue lease                   LeaseRecord
     i queue dedup id                DedupRecord
     x queue command request id      RequestRecord
+    f queue                         RedriveRecord      the last one of the queue
+    o queue priority number         replace key        of a live message that has one; empty: a newer one has it too
+    k queue replace key             key in o           the newest message with that replace key
+    m queue priority number         Piece              a ready message with a group key, where groups have a limit
+    e queue priority number         group key          the same, of those that may be leased
+    j queue length group key        GroupRecord
+    j queue length group key priority number (empty)   the ready messages of a group key in their order
     d lease_ms record key           (empty)            when each lease passes, in lease time
-    w wall_ms record key            (empty)            when each delay, dedup id and request passes, in wall time
+    w wall_ms record key            (empty)            when each delay, dedup id and request passes, and
+                                                       retention of a queue (key in q), in wall time; and when
+                                                       to go on after a change of its groups' limit (key j queue)
+    t topic key                     TopicRecord
+    v topic key \\0 queue name      SubscriptionRecord
+    v \\0 queue key \\0 topic name   (empty)            the same, by queue
+    y schedule key                  ScheduleRecord
+    Y wall_ms key in y              (empty)            when the next tick of each schedule is due, in wall time
+    p queue key                     PartitionedRecord  of a name that stands for several queues
     s lease_ms key in g             (empty)            when to rewrite a sparse batch, in lease time; or a place in g
                                                        from which all bitmaps are to be looked at
 """
@@ -48,9 +64,22 @@ REQUEST = b"x"
 DEADLINE = b"d"
 WALL = b"w"
 SPARSE = b"s"
+REDRIVE = b"f"
+KEYED = b"o"
+NEWEST = b"k"
+MEMBER = b"m"
+ELIGIBLE = b"e"
+GROUP = b"j"
+#: After a group key in GROUP: beyond all its messages.
+GROUP_END = b"\xff"
+TOPIC = b"t"
+SUBSCRIPTION = b"v"
+SCHEDULE = b"y"
+TICK = b"Y"
+PARTITIONED = b"p"
 
 #: Every table whose keys begin with a queue number: what remains of a deleted queue.
-OF_A_QUEUE = (BATCH, ASIDE, GONE, RETURNED, DUE, LEASE, DEDUP, REQUEST)
+OF_A_QUEUE = (BATCH, ASIDE, GONE, RETURNED, DUE, LEASE, DEDUP, REQUEST, KEYED, NEWEST, REDRIVE, MEMBER, ELIGIBLE, GROUP)
 
 #: The greatest moment that a key can hold. 64 bits, less one so that the moment after it can be written too.
 MS_MAX = (1 << 63) - 1
@@ -111,8 +140,72 @@ def request(queue: int, command: int, request_id: str) -> bytes:
     return of_queue(REQUEST, queue) + bytes((command,)) + request_id.encode()
 
 
+def newest(queue: int, replace_key: str) -> bytes:
+    return of_queue(NEWEST, queue) + replace_key.encode()
+
+
+def group(queue: int, group_key: bytes) -> bytes:
+    """The key of the record of a group key, at most 255 bytes; with `in_group` behind it, of one of its messages."""
+    return b"%b%c%b" % (of_queue(GROUP, queue), len(group_key), group_key)
+
+
+def group_of(key: bytes) -> bytes:
+    """The group key in a key made by `group`."""
+    return key[_OF_QUEUE.size + 1 :]
+
+
+def in_group(place: bytes) -> bytes:
+    """What stands for the place in the order of its group: the end of a key made by `place`."""
+    return place[_OF_QUEUE.size :]
+
+
+def line_of(place: bytes) -> tuple[int, int]:
+    """(queue, priority) of a key made by `place`."""
+    _, queue, inverted, _ = _PLACE.unpack(place)
+    return queue, PRIORITY_MAX - inverted
+
+
+def topic(key: str) -> bytes:
+    return TOPIC + key.encode()
+
+
+def partitioned(key: str) -> bytes:
+    return PARTITIONED + key.encode()
+
+
+def schedule(key: str) -> bytes:
+    return SCHEDULE + key.encode()
+
+
+def subscription(topic: str, queue: str) -> bytes:
+    """Two whole keys would be longer than a key may be; the namespace is the same."""
+    return b"%b%b\0%b" % (SUBSCRIPTION, topic.encode(), queue.partition("/")[2].encode())
+
+
+def subscription_of_queue(queue: str, topic: str) -> bytes:
+    return b"%b\0%b\0%b" % (SUBSCRIPTION, queue.encode(), topic.partition("/")[2].encode())
+
+
+def subscriptions(topic: str) -> tuple[bytes, bytes]:
+    """The bounds of the topic's subscriptions."""
+    low = b"%b%b\0" % (SUBSCRIPTION, topic.encode())
+    return low, low[:-1] + b"\1"
+
+
+def subscriptions_of_queue(queue: str) -> tuple[bytes, bytes]:
+    low = b"%b\0%b\0" % (SUBSCRIPTION, queue.encode())
+    return low, low[:-1] + b"\1"
+
+
+def subscribed_of(key: bytes) -> str:
+    """The key of the queue in a key made by `subscription`; of the topic in one of `subscription_of_queue`, without
+    its first byte."""
+    owner, _, name = key[1:].decode().partition("\0")
+    return f"{owner.partition('/')[0]}/{name}"
+
+
 def moment(table: bytes, ms: int, record: bytes = b"") -> bytes:
-    """The key in `DEADLINE`, `WALL` or `SPARSE` that says when the record at key `record` passes."""
+    """The key in `DEADLINE`, `WALL`, `SPARSE` or `TICK` that says when the record at key `record` passes."""
     return _MOMENT.pack(table, ms) + record
 
 

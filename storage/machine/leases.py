@@ -1,4 +1,4 @@
-"""Leases: a time-limited claim on messages, and what becomes of it: ack, nack, release, extend, or its deadline.
+"""Leases: a time-limited claim on messages, and what becomes of it: ack, nack, release, reject, extend, its deadline.
 
 Owns the table LEASE and its moments in the table of deadlines. A receipt is (queue number, lease id, slot), and only
 the lease that holds a message can settle it: a late worker finds its slot settled or its lease passed, and is told
@@ -11,8 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from raftq.storage.machine import keys, queues, records
-from raftq.storage.machine.commands import Ack, Extend, Lease, Nack, Release, Slots
+from raftq.storage.machine import deadletters, keys, queues, records
+from raftq.storage.machine.commands import (
+    REASON_BYTES_MAX,
+    WITHOUT_GROUPS,
+    Ack,
+    Extend,
+    Lease,
+    Nack,
+    Reject,
+    Release,
+    Slots,
+)
 from raftq.storage.machine.ports import Meta
 from raftq.storage.machine.records import LeaseRecord, Piece, QueueRecord, bits_of, encode_bits
 from raftq.storage.machine.replies import DONE, GONE, Effect, Leased, Range, Refused, Settled
@@ -32,9 +42,18 @@ def lease(state: State, meta: Meta, command: Lease) -> tuple[Leased | Refused, l
     queue = state.queues.find(command.queue)
     if queue is None:
         return queues.unknown(command.queue)
-    if queue.settings.paused or not queue.ready or command.max <= 0:
+    if command.groups is not None and queue.settings.max_leased_per_group is None:
+        return Refused("invalid", f"groups: {WITHOUT_GROUPS}"), []
+    if queue.settings.paused or not queue.leasable or command.max <= 0:
         return Leased(queue.number, 0, [], 0), []
-    pieces = state.places.take(queue, command.max, command.max_bytes)
+    if command.groups is None:
+        pieces = state.places.take(queue, command.max, command.max_bytes)
+    else:
+        pieces = state.places.take_of_groups(queue, command.groups, command.max, command.max_bytes)
+    if not pieces:
+        state.places.groups.settle()
+        state.queues.changed(queue)
+        return Leased(queue.number, 0, [], 0), []
     count = sum([piece.count for piece in pieces])
     queue.ready -= count
     queue.delivered += count
@@ -45,6 +64,7 @@ def lease(state: State, meta: Meta, command: Lease) -> tuple[Leased | Refused, l
         _settle_at_once(state, queue, pieces, count)
     else:
         _hold(state, queue, pieces, count, keys.after(meta.lease_ms, lease_ms))
+    state.places.groups.settle()
     deadline_ms = keys.after(meta.wall_ms, lease_ms)
     return Leased(queue.number, state.cluster.last_lease, ranges(pieces), deadline_ms), []
 
@@ -61,14 +81,14 @@ def _hold(state: State, queue: QueueRecord, pieces: list[Piece], count: int, dea
 def _settle_at_once(state: State, queue: QueueRecord, pieces: list[Piece], count: int) -> None:
     """Ack without a lease. The batches are kept for whoever reads the deliveries of this very command."""
     state.leased = (state.cluster.last_lease, pieces, [state.batches.of(queue.number, piece) for piece in pieces])
+    state.places.groups.let_go(queue, pieces)
     _free(state, queue, pieces)
     queue.acked += count
 
 
 def _free(state: State, queue: QueueRecord, pieces: list[Piece]) -> None:
     for piece in pieces:
-        state.batches.free(queue.number, piece)
-        queue.bytes -= piece.bytes
+        state.places.free(queue, piece)
 
 
 def ranges(pieces: list[Piece]) -> list[Range]:
@@ -91,7 +111,7 @@ def ranges(pieces: list[Piece]) -> list[Range]:
 
 def ack(state: State, _meta: Meta, command: Ack) -> tuple[Settled | Refused, list[Effect]]:
     def settle(state: State, queue: QueueRecord, lease: LeaseRecord, slots: int) -> None:
-        _free(state, queue, held_pieces(state, queue.number, lease, slots))
+        _free(state, queue, returned_pieces(state, queue, lease, slots))
         lease.acked = encode_bits(bits_of(lease.acked) | slots)
         queue.acked += let_go(queue, lease, slots)
 
@@ -99,23 +119,98 @@ def ack(state: State, _meta: Meta, command: Ack) -> tuple[Settled | Refused, lis
 
 
 def nack(state: State, meta: Meta, command: Nack) -> tuple[Settled | Refused, list[Effect]]:
-    due_ms = keys.after(meta.wall_ms, command.delay_ms or 0)
+    dead: list[Piece] = []
 
     def settle(state: State, queue: QueueRecord, lease: LeaseRecord, slots: int) -> None:
-        for piece in held_pieces(state, queue.number, lease, slots):
+        dies = deadletters.dies(queue)
+        for piece in returned_pieces(state, queue, lease, slots):
+            last = dies is not None and dies(piece)
             piece.failures += 1
+            if state.places.drop(queue, piece):
+                continue
+            if last:
+                dead.append(piece)
+                continue
+            due_ms = keys.after(meta.wall_ms, _delay_ms(command, queue, piece.failures))
             if due_ms > meta.wall_ms:
                 state.places.delay(queue, piece, due_ms)
             else:
                 state.places.give_back(queue, piece)
         queue.nacked += let_go(queue, lease, slots)
 
-    return _settle(state, command, settle)
+    refusal = too_large(state, command)
+    if refusal is not None:
+        return refusal, []
+    reply, effects = _settle(state, command, settle)
+    return reply, effects + _bury(state, meta, command, dead, "max_failures")
+
+
+def _delay_ms(command: Nack, queue: QueueRecord, failures: int) -> int:
+    backoff = queue.settings.backoff
+    if command.delay_ms is None and backoff is not None:
+        return deadletters.delay_ms(backoff, failures)
+    return command.delay_ms or 0
+
+
+def reject(state: State, meta: Meta, command: Reject) -> tuple[Settled | Refused, list[Effect]]:
+    dead: list[Piece] = []
+
+    def settle(state: State, queue: QueueRecord, lease: LeaseRecord, slots: int) -> None:
+        pieces = returned_pieces(state, queue, lease, slots)
+        dead.extend([piece for piece in pieces if not state.places.drop(queue, piece)])
+        queue.rejected += let_go(queue, lease, slots)
+
+    if len(command.reason.encode()) > REASON_BYTES_MAX:
+        return Refused("invalid", f"reason: give at most {REASON_BYTES_MAX:,} bytes"), []
+    refusal = too_large(state, command)
+    if refusal is not None:
+        return refusal, []
+    reply, effects = _settle(state, command, settle)
+    reason = f"rejected: {command.reason}" if command.reason else "rejected"
+    return reply, effects + _bury(state, meta, command, dead, reason)
+
+
+def _bury(state: State, meta: Meta, command: Nack | Reject, dead: list[Piece], reason: str) -> list[Effect]:
+    """Dead-letter what the command let go."""
+    queue = state.queues.find(command.queue)
+    if queue is None or not dead:
+        return []
+    target = deadletters.target(state, meta, queue)
+    ready = 0 if target is None else target.leasable
+    deadletters.move(state, meta, queue, dead, reason, target)
+    return [] if target is None else queues.became_ready(target, ready)
+
+
+def too_large(state: State, command: Nack | Reject) -> Refused | None:
+    """What says no to more dead letters than one command may move. Nearly never looks at any lease."""
+    queue = state.queues.find(command.queue)
+    if queue is None or queue.bytes <= deadletters.MOVED_BYTES_MAX:
+        return None
+    size = dead_bytes(state, queue, command)
+    return deadletters.too_large(queue.settings) if size > deadletters.MOVED_BYTES_MAX else None
+
+
+def dead_bytes(state: State, queue: QueueRecord, command: Nack | Reject) -> int:
+    """Of the messages that the command makes go to the dead-letter queue."""
+    if queue.settings.dead_letter_queue is None:
+        return 0
+    dies = deadletters.dies(queue) if isinstance(command, Nack) else None
+    held: dict[int, tuple[LeaseRecord, int]] = {}
+    for named in command.leases:
+        lease = find(state, queue, command.queue_number, named.lease_id)
+        if lease is not None:
+            bits = _bits(named.slots, lease.count) & ~bits_of(lease.settled)
+            held[named.lease_id] = lease, bits | held.get(named.lease_id, (lease, 0))[1]
+    size = 0
+    for lease, bits in held.values():
+        pieces = held_pieces(state, queue.number, lease, bits)
+        size += sum(piece.bytes for piece in pieces if dies is None or dies(piece))
+    return size
 
 
 def release(state: State, _meta: Meta, command: Release) -> tuple[Settled | Refused, list[Effect]]:
     def settle(state: State, queue: QueueRecord, lease: LeaseRecord, slots: int) -> None:
-        for piece in held_pieces(state, queue.number, lease, slots):
+        for piece in returned_pieces(state, queue, lease, slots):
             state.places.give_back(queue, piece)
         queue.released += let_go(queue, lease, slots)
 
@@ -123,13 +218,14 @@ def release(state: State, _meta: Meta, command: Release) -> tuple[Settled | Refu
 
 
 def _settle(
-    state: State, command: Ack | Nack | Release, settle: Settle, *, repeatable: bool = False
+    state: State, command: Ack | Nack | Release | Reject, settle: Settle, *, repeatable: bool = False
 ) -> tuple[Settled | Refused, list[Effect]]:
     queue = state.queues.find(command.queue)
     if queue is None:
         return queues.unknown(command.queue)
-    ready = queue.ready
+    ready = queue.leasable
     results = [_settle_slots(state, queue, command.queue_number, named, settle, repeatable) for named in command.leases]
+    state.places.groups.settle()
     state.queues.changed(queue)
     return Settled(results), queues.became_ready(queue, ready)
 
@@ -187,6 +283,13 @@ def held_pieces(state: State, queue_number: int, lease: LeaseRecord, slots: int)
             part = state.batches.cut(queue_number, piece, start, count)
             pieces.append(part)
         slots >>= piece.count
+    return pieces
+
+
+def returned_pieces(state: State, queue: QueueRecord, lease: LeaseRecord, slots: int) -> list[Piece]:
+    """The same, for whoever ends the lease of these slots."""
+    pieces = held_pieces(state, queue.number, lease, slots)
+    state.places.groups.let_go(queue, pieces)
     return pieces
 
 

@@ -13,8 +13,11 @@ from bisect import bisect_right
 
 import msgspec
 
-from raftq.storage.machine import replies
-from raftq.storage.machine.commands import QueueSettings
+from raftq.storage.machine import packing, replies
+from raftq.storage.machine.commands import QueueSettings, Redrive, Schedule
+
+#: A key of the tables, or the end of one; for structs that have a field named `bytes`.
+Key = bytes
 
 
 class Cluster(msgspec.Struct, array_like=True, gc=False):
@@ -32,6 +35,10 @@ class Cluster(msgspec.Struct, array_like=True, gc=False):
     version: int = 1
     #: How often the command Incarnate was applied.
     incarnation: int = 0
+    #: Of `tallies`: its COUNTS, then its TOTALS, over all queues.
+    sums: list[int] = []
+    topics: int = 0
+    schedules: int = 0
 
 
 class Head(msgspec.Struct, array_like=True, gc=False):
@@ -68,6 +75,31 @@ class QueueRecord(msgspec.Struct, array_like=True, gc=False):
     released: int = 0
     expired: int = 0
     duplicates: int = 0
+    #: Messages that went on to the dead-letter queue, and those that would have, but for there being none.
+    dead_lettered: int = 0
+    discarded: int = 0
+    rejected: int = 0
+    #: The moment in WALL at which to look for messages past retention: wall time, never after the first of them is.
+    retention_due_ms: int | None = None
+    #: The number that the queue's dedup ids and requests are kept under: its first one, whatever a purge made of it.
+    ids: int = 0
+    #: Messages that were purged, deleted or replaced.
+    removed: int = 0
+    #: Messages that went on by a redrive.
+    redriven: int = 0
+    #: Live messages that have a replace key.
+    keyed: int = 0
+    #: Ready messages that cannot be leased now: as many of their group key are as may be.
+    blocked: int = 0
+    #: A change of `max_leased_per_group` has still to be told to group keys from `regrouped` on (behind the queue in
+    #: their keys); the moment in WALL at which steps do.
+    regroup_due_ms: int | None = None
+    regrouped: Key = b""
+
+    @property
+    def leasable(self) -> int:
+        """Messages that a lease could get now."""
+        return self.ready - self.blocked
 
 
 class Piece(msgspec.Struct, array_like=True, gc=False):
@@ -117,10 +149,104 @@ class DedupRecord(msgspec.Struct, array_like=True, gc=False):
     expires_ms: int
 
 
+class RedriveRecord(msgspec.Struct, array_like=True, gc=False):
+    #: What was asked for, without its request.
+    given: Redrive
+    #: Wall time.
+    begun_ms: int
+    #: Messages with lower numbers were there when it began.
+    number_max: int
+    #: Messages that were ready then.
+    ready: int
+    #: From where on nothing was looked at.
+    priority: int = 9
+    number: int = 0
+    moved: int = 0
+    skipped: int = 0
+    #: See `replies.Redriving`.
+    state: str = "running"
+    #: Of the next step, wall time; None: it has ended, at `ended_ms`.
+    due_ms: int | None = None
+    ended_ms: int | None = None
+
+    def progress(self) -> replies.Redriving:
+        given = self.given
+        left = 0 if self.due_ms is None else max(self.ready - self.moved - self.skipped, 0)
+        return replies.Redriving(
+            self.state,
+            given.target,
+            given.filter,
+            given.per_second,
+            given.redrives_max,
+            given.limit,
+            self.moved,
+            self.skipped,
+            left,
+            self.begun_ms,
+            self.ended_ms,
+        )
+
+
+class GroupRecord(msgspec.Struct, array_like=True, gc=False):
+    """Of a group key with any message that counts here."""
+
+    leased: int = 0
+    #: Delayed by a nack.
+    held_back: int = 0
+    #: Ready messages that may be leased, and the others.
+    eligible: int = 0
+    blocked: int = 0
+    #: The eligible ones have places before it (`keys.in_group`), the others do not.
+    frontier: bytes = b"\0"
+
+
 class RequestRecord(msgspec.Struct, array_like=True, gc=False):
     #: Wall time.
     expires_ms: int
     reply: replies.Reply
+
+
+class TopicRecord(msgspec.Struct, array_like=True, gc=False):
+    key: str
+    #: From the count of queue numbers; its requests are kept under it.
+    number: int
+    created_index: int
+    #: Messages, whatever came of them.
+    published: int = 0
+
+
+class SubscriptionRecord(msgspec.Struct, array_like=True, gc=False):
+    #: JSON text, see `filters`.
+    filter: bytes
+    created_index: int
+
+
+class PartitionedRecord(msgspec.Struct, array_like=True, gc=False):
+    key: str
+    #: From the count of queue numbers; requests for the name are kept under it.
+    number: int
+    #: Of partitions.
+    count: int
+    created_index: int
+    #: Where the next lease begins to look, and where the next enqueue without keys goes.
+    turn: int = 0
+    turn_in: int = 0
+
+    @property
+    def partitions(self) -> list[str]:
+        """Their queue keys."""
+        return [f"{self.key}.{at}" for at in range(self.count)]
+
+    def partition(self, queue: QueueRecord | None) -> str:
+        """Its key when it is one of them, else that of the first."""
+        return queue.key if queue is not None and queue.key in self.partitions else self.partitions[0]
+
+
+class ScheduleRecord(msgspec.Struct, array_like=True, gc=False):
+    key: str
+    given: Schedule
+    created_index: int
+    state: replies.ScheduleState
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -130,20 +256,27 @@ decode_piece = msgspec.msgpack.Decoder(Piece).decode
 decode_due = msgspec.msgpack.Decoder(Due).decode
 decode_lease = msgspec.msgpack.Decoder(LeaseRecord).decode
 decode_dedup = msgspec.msgpack.Decoder(DedupRecord).decode
+decode_redrive = msgspec.msgpack.Decoder(RedriveRecord).decode
+decode_group = msgspec.msgpack.Decoder(GroupRecord).decode
 decode_request = msgspec.msgpack.Decoder(RequestRecord).decode
+decode_topic = msgspec.msgpack.Decoder(TopicRecord).decode
+decode_subscription = msgspec.msgpack.Decoder(SubscriptionRecord).decode
+decode_partitioned = msgspec.msgpack.Decoder(PartitionedRecord).decode
+decode_schedule = msgspec.msgpack.Decoder(ScheduleRecord).decode
 decode_name = msgspec.msgpack.Decoder(int).decode
 
 #: Value of the tables that are only keys.
 NOTHING = b""
+#: In DELETED: a queue keeps its dedup ids and requests under that number.
+IDS_STAY = b"\1"
 
 
 def encode_cluster(cluster: Cluster) -> bytes:
-    """The last two fields, which came later, are left out as long as they say nothing: a node from before them, in a
-    cluster that is being upgraded, has the same tables."""
-    data = encode(cluster)
-    if cluster.version == 1 and not cluster.incarnation:
-        return b"\x96" + data[1:-2]  # an array of 6; each of the two is one byte
-    return data
+    """The fields that came later are left out as long as they say nothing, and the sums with them, which can be found
+    anew: a node from before them, in a cluster that is being upgraded, has the same tables."""
+    if cluster.version == 1 and not cluster.incarnation and not cluster.topics and not cluster.schedules:
+        return encode(msgspec.structs.astuple(cluster)[:6])
+    return encode(cluster)
 
 
 def bits_of(data: bytes) -> int:
@@ -189,6 +322,11 @@ class Batch:
         """Bytes of `count` messages from the `start`-th on."""
         ends = self._offsets()
         return ends[start + count - 1] - (ends[start - 1] if start else 0)
+
+    def group(self, at: int) -> bytes:
+        """The group key of the `at`-th message."""
+        start = BLOB_OFFSET + 4 + 4 * self.count + (self._offsets()[at - 1] if at else 0)
+        return packing.group_of(self.value, start)
 
     def fit(self, start: int, count: int, bytes_max: int) -> int:
         """How many of the `count` messages from the `start`-th on have at most `bytes_max` bytes together."""

@@ -15,8 +15,19 @@ import msgspec
 
 from raftq.storage.machine import keys, leases, packing, records
 from raftq.storage.machine.commands import QueueSettings
-from raftq.storage.machine.records import BLOB_OFFSET, Batch, Head, LeaseRecord, Piece, QueueRecord
-from raftq.storage.machine.replies import Leased
+from raftq.storage.machine.records import (
+    BLOB_OFFSET,
+    Batch,
+    Head,
+    LeaseRecord,
+    Piece,
+    QueueRecord,
+    ScheduleRecord,
+    SubscriptionRecord,
+    TopicRecord,
+)
+from raftq.storage.machine.replies import Leased, Redriving
+from raftq.storage.machine.tallies import COUNTS, TOTALS, counted
 
 if TYPE_CHECKING:
     from raftq.storage.machine.state import State
@@ -27,6 +38,8 @@ LEASES_SEEN_MAX = 5_000
 MessageState = Literal["ready", "delayed", "leased"]
 #: (priority, number)
 Place = tuple[int, int]
+
+_COUNTED = COUNTS + TOTALS
 
 
 class Delivery(NamedTuple):
@@ -60,6 +73,7 @@ class QueueInfo(msgspec.Struct):
     number: int
     settings: QueueSettings
     created_index: int
+    #: Those that have to wait for another of their group key included.
     ready: int
     leased: int
     delayed: int
@@ -72,7 +86,24 @@ class QueueInfo(msgspec.Struct):
     released: int
     expired: int
     duplicates: int
+    dead_lettered: int
+    discarded: int
+    rejected: int
+    removed: int
+    redriven: int
     #: When the oldest ready message was enqueued, wall time.
+    oldest_ready_ms: int | None
+    #: The name stands for so many queues, all of which are counted here.
+    partitions: int | None = None
+
+
+class Tally(NamedTuple):
+    """What is counted of one queue."""
+
+    key: str
+    #: COUNTS and TOTALS of `tallies`.
+    values: tuple[int, ...]
+    #: As in `QueueInfo`.
     oldest_ready_ms: int | None
 
 
@@ -92,7 +123,8 @@ def deliveries(state: State, leased: Leased) -> list[Delivery | None]:
 def _still_held(state: State, leased: Leased) -> list[Delivery | None]:
     found: list[Delivery | None] = [None] * sum(taken.count for taken in leased.ranges)
     value = state.txn.get(keys.lease(leased.queue_number, leased.lease_id))
-    if value is not None:
+    # Of a queue that was purged since, the lease may still be among the remains.
+    if value is not None and state.queues.numbered(leased.queue_number) is not None:
         for slot, piece, number in _held(records.decode_lease(value)):
             found[slot] = _delivery(state.batches.of(leased.queue_number, piece), piece, number)
     return found
@@ -140,30 +172,156 @@ class View:
         return self._state.cluster.wall_ms
 
     def queue(self, key: str) -> QueueInfo | None:
-        queue = self._state.queues.get(key)
-        return None if queue is None else self._info(queue)
+        found = [self._info(queue) for queue in self._of(key)]
+        record = self._state.partitions.get(key)
+        if not found or record is None:
+            return found[0] if found else None
+        sums = {name: sum(getattr(info, name) for info in found) for name in _COUNTED}
+        oldest_ms = min((info.oldest_ready_ms for info in found if info.oldest_ready_ms is not None), default=None)
+        return msgspec.structs.replace(
+            found[0],
+            key=key,
+            number=record.number,
+            created_index=record.created_index,
+            oldest_ready_ms=oldest_ms,
+            partitions=record.count,
+            **sums,
+        )
+
+    def _of(self, key: str) -> list[QueueRecord]:
+        """The queue, or all partitions of that name; none when there is neither."""
+        record = self._state.partitions.get(key)
+        found = [self._state.queues.get(one) for one in ([key] if record is None else record.partitions)]
+        return [queue for queue in found if queue is not None]
+
+    def partitions(self, key: str) -> int | None:
+        """How many queues the name stands for; None for a plain queue, and for none."""
+        record = self._state.partitions.get(key)
+        return None if record is None else record.count
+
+    def partition(self, key: str, number: int) -> str:
+        """The queue that has that number, when it is a partition of the name; else the name, or its first partition."""
+        record = self._state.partitions.get(key)
+        return key if record is None else record.partition(self._state.queues.numbered(number))
 
     def queues(
-        self, namespace: str, prefix: str = "", limit: int = 100, cursor: str | None = None
+        self, namespace: str | None, prefix: str = "", limit: int = 100, cursor: str | None = None
     ) -> tuple[list[QueueInfo], str | None]:
-        """Queues of the namespace whose names begin with `prefix`, by name; and the cursor of the next page."""
-        low = keys.name(f"{namespace}/{prefix}")
+        """Queues of the namespace (None: of all, by their keys) whose names begin with `prefix`, by name; and the
+        cursor of the next page."""
+        found, cursor = self._queues(namespace, prefix, limit, cursor)
+        return [self._info(queue) for queue in found], cursor
+
+    def tallies(
+        self,
+        namespace: str | None,
+        prefix: str = "",
+        limit: int = 100,
+        cursor: str | None = None,
+        *,
+        oldest: bool = True,
+    ) -> tuple[list[Tally], str | None]:
+        """What is counted of the same queues, for who goes over many. Without `oldest`, which takes longer than all
+        else, no message is looked at."""
+        found, cursor = self._queues(namespace, prefix, limit, cursor)
+        return [Tally(q.key, counted(q), self._oldest_ready_ms(q) if oldest else None) for q in found], cursor
+
+    def _queues(
+        self, namespace: str | None, prefix: str, limit: int, cursor: str | None
+    ) -> tuple[list[QueueRecord], str | None]:
+        inside = "" if namespace is None else f"{namespace}/"
+        low = keys.name(f"{inside}{prefix}")
         high = low + b"\xff"
         if cursor is not None:
-            low = max(low, keys.name(f"{namespace}/{cursor}") + b"\0")
-        found: list[QueueInfo] = []
+            low = max(low, keys.name(f"{inside}{cursor}") + b"\0")
+        found: list[QueueRecord] = []
         for _, value in self._state.txn.scan(low, high):
             if len(found) >= limit:
-                return found, found[-1].key.partition("/")[2] if found else cursor
-            queue = self._state.queues.numbered(records.decode_name(value))
+                return found, found[-1].key.removeprefix(inside) if found else cursor
+            queue = self._state.queues.seen(records.decode_name(value))
             assert queue is not None, value
-            found.append(self._info(queue))
+            found.append(queue)
         return found, None
 
-    def ready(self, key: str) -> int:
-        """How many messages a lease could get now: none of a paused or an unknown queue."""
+    def counted(self, key: str) -> dict[str, int]:
+        """COUNTS and TOTALS of `tallies`. Raises KeyError for an unknown queue."""
+        found = self._of(key)
+        if not found:
+            raise KeyError(key)
+        return dict(zip(_COUNTED, map(sum, zip(*map(counted, found), strict=True)), strict=True))
+
+    def sums(self) -> dict[str, int]:
+        """`queues`, and the same over all of them. From version 2 on the totals of deleted queues stay."""
+        cluster = self._state.cluster
+        return {"queues": cluster.queues} | dict(zip(_COUNTED, cluster.sums, strict=True))
+
+    def growth(self, key: str | None, window_ms: int, now_ms: int) -> tuple[dict[str, int], int]:
+        """What the TOTALS of a queue (None: of all) have grown by in about the last `window_ms`, and in how many ms
+        exactly. Raises KeyError."""
+        queues: list[QueueRecord] | list[None] = [None] if key is None else self._of(key)
+        if not queues:
+            raise KeyError(key)
+        found = [self._state.queues.tallies.growth(queue, window_ms, now_ms) for queue in queues]
+        grown = map(sum, zip(*(one for one, _ in found), strict=True))
+        return dict(zip(TOTALS, grown, strict=True)), max(took_ms for _, took_ms in found)
+
+    def topic(self, key: str) -> TopicRecord | None:
+        return self._state.topics.find(key)
+
+    def topics(
+        self, namespace: str, prefix: str = "", limit: int = 100, cursor: str | None = None
+    ) -> tuple[list[TopicRecord], str | None]:
+        """As `queues`."""
+        low = keys.topic(f"{namespace}/{prefix}")
+        high = low + b"\xff"
+        if cursor is not None:
+            low = max(low, keys.topic(f"{namespace}/{cursor}") + b"\0")
+        found = [records.decode_topic(value) for _, value in islice(self._state.txn.scan(low, high), limit + 1)]
+        if len(found) <= limit:
+            return found, None
+        return found[:limit], found[limit - 1].key.partition("/")[2]
+
+    def schedule(self, key: str) -> ScheduleRecord | None:
+        return self._state.schedules.find(key)
+
+    def schedules(
+        self, namespace: str, prefix: str = "", limit: int = 100, cursor: str | None = None
+    ) -> tuple[list[ScheduleRecord], str | None]:
+        """As `queues`."""
+        low = keys.schedule(f"{namespace}/{prefix}")
+        high = low + b"\xff"
+        if cursor is not None:
+            low = max(low, keys.schedule(f"{namespace}/{cursor}") + b"\0")
+        found = [records.decode_schedule(value) for _, value in islice(self._state.txn.scan(low, high), limit + 1)]
+        if len(found) <= limit:
+            return found, None
+        return found[:limit], found[limit - 1].key.partition("/")[2]
+
+    def subscriptions(self, topic: str) -> list[tuple[str, SubscriptionRecord]]:
+        """(queue key, subscription) of a topic, by the queues' names."""
+        return list(self._state.topics.subscriptions(topic))
+
+    def subscription(self, topic: str, queue: str) -> SubscriptionRecord | None:
+        return self._state.topics.subscription(topic, queue)
+
+    def redrive(self, key: str) -> Redriving | None:
+        """The last redrive of the queue, None when there was none. Raises KeyError for an unknown queue."""
         queue = self._state.queues.get(key)
-        return 0 if queue is None or queue.settings.paused else queue.ready
+        if queue is None:
+            raise KeyError(key)
+        value = self._state.txn.get(keys.of_queue(keys.REDRIVE, queue.number))
+        return None if value is None else records.decode_redrive(value).progress()
+
+    def ready(self, key: str, groups: list[str] | None = None) -> int:
+        """How many messages a lease, of these group keys alone if some are given, could get now: none of a paused or an
+        unknown queue, and none that has to wait for another of its group key."""
+        queue = self._state.queues.get(key)
+        if queue is None:
+            record = self._state.partitions.get(key)
+            return 0 if record is None else sum(self.ready(one, groups) for one in record.partitions)
+        if queue.settings.paused:
+            return 0
+        return queue.leasable if groups is None else self._state.places.groups.ready(queue, groups)
 
     def peek(
         self, key: str, state: MessageState, limit: int, cursor: str | None = None
@@ -213,6 +371,11 @@ class View:
             released=queue.released,
             expired=queue.expired,
             duplicates=queue.duplicates,
+            dead_lettered=queue.dead_lettered,
+            discarded=queue.discarded,
+            rejected=queue.rejected,
+            removed=queue.removed,
+            redriven=queue.redriven,
             oldest_ready_ms=self._oldest_ready_ms(queue),
         )
 
@@ -220,7 +383,9 @@ class View:
         """Numbers grow with time over all priorities: the oldest is the lowest of each priority's first."""
         if not queue.ready:
             return None
-        firsts = (next(self._ready_of(queue, head, 0), None) for head in queue.heads if head.returned or head.beyond)
+        grouped = queue.settings.max_leased_per_group is not None
+        heads = [head for head in queue.heads if head.returned or head.beyond or grouped]
+        firsts = (next(self._ready_of(queue, head, 0), None) for head in heads)
         return min((first.number, first.enqueued_at_ms) for first in firsts if first is not None)[1]
 
     def _ready(self, queue: QueueRecord, priority: int, number: int) -> Iterator[Peeked]:
@@ -229,13 +394,29 @@ class View:
             if head.priority <= priority:
                 yield from self._ready_of(queue, head, number if head.priority == priority else 0)
 
+    def ready_below(self, queue: QueueRecord, priority: int, number: int, number_max: int) -> Iterator[Peeked]:
+        """Ready messages with numbers below `number_max`, from the place on, in order of delivery."""
+        for head in queue.heads:
+            if head.priority <= priority:
+                for message in self._ready_of(queue, head, number if head.priority == priority else 0):
+                    if message.number >= number_max:
+                        break
+                    yield message
+
     def _ready_of(self, queue: QueueRecord, head: Head, number: int) -> Iterator[Peeked]:
-        returned = self._returned(queue, head, number)
-        return merge(returned, self._beyond(queue, head, number), key=lambda message: message.number)
+        found = [self._returned(queue, head, number), self._beyond(queue, head, number)]
+        if queue.settings.max_leased_per_group is not None:
+            found.append(self._members(queue, head, number))
+        return merge(*found, key=lambda message: message.number)
 
     def _returned(self, queue: QueueRecord, head: Head, number: int) -> Iterator[Peeked]:
         low, high = keys.line(keys.RETURNED, queue.number, head.priority)
         for _, value in self._state.txn.scan(self._floor(low, number), high):
+            yield from self._peeked(queue, records.decode_piece(value), number, "ready")
+
+    def _members(self, queue: QueueRecord, head: Head, number: int) -> Iterator[Peeked]:
+        low, high = keys.line(keys.MEMBER, queue.number, head.priority)
+        for _, value in self._state.txn.scan(low[:-8] + number.to_bytes(8, "big"), high):
             yield from self._peeked(queue, records.decode_piece(value), number, "ready")
 
     def _beyond(self, queue: QueueRecord, head: Head, number: int) -> Iterator[Peeked]:
@@ -296,7 +477,7 @@ class View:
 
     def _leased_message(self, queue: QueueRecord, priority: int, number: int) -> Peeked | None:
         """A message that is neither ready nor delayed: leased, or gone."""
-        piece = self._live(queue, priority, number)
+        piece = self._state.batches.live(queue.number, priority, number)
         if piece is None:
             return None
         low, high = keys.of_queue(keys.LEASE, queue.number), keys.of_queue(keys.LEASE, queue.number + 1)
@@ -308,19 +489,6 @@ class View:
                     return self._leased(queue, lease, slot, held, number)
         batch = self._state.batches.of(queue.number, piece)
         return Peeked(*_delivery(batch, piece, number), "leased")
-
-    def _live(self, queue: QueueRecord, priority: int, number: int) -> Piece | None:
-        """The batch that the message is in as a piece, None when it is gone or never was."""
-        for table in (keys.BATCH, keys.ASIDE):
-            low, _ = keys.line(table, queue.number, priority)
-            place = keys.place(table, queue.number, priority, number) + b"\0"
-            for key, value in islice(self._state.txn.scan(low, place, reverse=True), 1):
-                first, batch = keys.place_of(key)[1], Batch(value)
-                gone = self._state.txn.get(keys.place(keys.GONE, queue.number, priority, first)) or b""
-                if number < first + batch.count and not records.bits_of(gone) >> (number - first) & 1:
-                    aside = table == keys.ASIDE
-                    return Piece(priority, first, aside, batch.count, first, batch.count, batch.bytes, 0, 0)
-        return None
 
     def _leased(self, queue: QueueRecord, lease: LeaseRecord, slot: int, piece: Piece, number: int) -> Peeked:
         passes_ms = next(ms for ms, bits in leases.deadlines(lease) if bits >> slot & 1)

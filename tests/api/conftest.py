@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from raftq.api.ports import Limits
+from tests.api import conformance
 from tests.api.shard import LocalNode, LocalShard
 
 
@@ -44,7 +45,9 @@ class Client:
             options["data"] = io.BytesIO(options["data"])
         options.setdefault("skip_auto_headers", ["Content-Type"])
         async with self.session.request(method, self.node.url + path, allow_redirects=False, **options) as response:
-            return Reply(response.status, response.headers, await response.read())
+            reply = Reply(response.status, response.headers, await response.read())
+        conformance.check(method, path, reply.status, reply.headers.get("Content-Type", ""), reply.data)
+        return reply
 
     async def enqueue(self, *bodies: Any, queue: str = "jobs") -> list[str]:
         reply = await self("POST", f"/v1/queues/{queue}/messages", {"messages": [{"body": body} for body in bodies]})

@@ -14,7 +14,9 @@ from typing import Any
 
 from raftq.api.app import Api
 from raftq.api.ports import BackupRefused, Limits, Measure
+from raftq.replication import ticks
 from raftq.replication.shard import Committed, NotLeader, Peer, Status, Stopping
+from raftq.replication.stages import Stages
 from raftq.storage.machine import commands
 from raftq.storage.machine.apply import Machine
 from raftq.storage.machine.memory import MemoryTxn
@@ -39,6 +41,7 @@ class LocalShard:
         self.members: list[Peer] = []
         self.asked: list[tuple[Any, ...]] = []
         self.index, self.clock_ms = 0, 1_700_000_000_000
+        self.stages = Stages()
         self._on_effects = on_effects
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -75,6 +78,8 @@ class LocalShard:
         """Time passes: what is due happens."""
         self.clock_ms += round(seconds * 1000)
         self.apply(commands.Expire())
+        while due := self.machine.schedules_due(self.clock_ms, 1):
+            self.apply(ticks.tick(due[0], self.clock_ms))
 
     def read(self) -> asyncio.Future[View]:
         self._check()
@@ -84,6 +89,9 @@ class LocalShard:
 
     def stale(self) -> View:
         return self.machine.view()
+
+    def wall_ms(self) -> int:
+        return self.clock_ms
 
     def _check(self) -> None:
         if isinstance(self.refuse, Stopping):
@@ -193,7 +201,7 @@ class LocalNode:
             self.backups -= 1
 
     def measures(self) -> Iterable[Measure]:
-        return [Measure("raftq_commits", "Commits.", "counter", 7.0)]
+        return [Measure("raftq_leaders_met_total", "Leaders.", "counter", 7.0)]
 
     def follow(self, url: str | None) -> None:
         """Leadership is lost to the node at `url`."""

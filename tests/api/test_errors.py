@@ -152,10 +152,3 @@ async def test_a_defect_is_500_logged_and_unknown(client: Client, monkeypatch: p
     reply = await client("GET", "/v1/cluster/digest")
     assert (reply.status, reply.json["applied"]) == (500, "unknown")
     assert (await client("GET", "/healthz")).status == 200
-
-
-async def test_another_namespace_is_refused_not_ignored(client: Client) -> None:
-    reply = await client("POST", MESSAGES, {"body": 1}, headers={"Raftq-Namespace": "other"})
-    assert reply.status == 422
-    assert "Raftq-Namespace" in reply.json["detail"]
-    assert (await client("POST", MESSAGES, {"body": 1}, headers={"Raftq-Namespace": "default"})).status == 201

@@ -7,6 +7,7 @@ raw to a leader and to a follower that redirects or proxies to it.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from raftq.api.app import routes
 from raftq.api.ports import Limits
 from raftq.api.routing import Route
+from tests.api import conformance
 from tests.api.shard import LocalNode
 
 LIMITS = Limits(
@@ -30,15 +32,27 @@ LIMITS = Limits(
 )
 MESSAGE = {"body": {"a": [1, "é"]}, "attributes": {"k": 1.5}, "priority": 3, "delay_seconds": 0.5, "dedup_id": "d"}
 RECEIPTS = {"receipts": ["1.1.0", "1.1.1", "2.1.0"], "request_id": "r", "request_seconds": 5}
-QUEUE = {"lease_seconds": 1, "delay_seconds": 0, "dedup_window_seconds": 9, "paused": False}
+QUEUE = {
+    "lease_seconds": 1,
+    "delay_seconds": 0,
+    "dedup_window_seconds": 9,
+    "paused": False,
+    "retention_seconds": None,
+    "dead_letter_queue": "dead",
+    "max_failures": 1,
+    "backoff": {"initial_seconds": 0.001, "factor": 1.5, "max_seconds": 1},
+    "max_messages": 50,
+    "max_bytes": 5_000,
+}
 BATCH = {"messages": [MESSAGE, {"body": None}, {"body": "eA==", "encoding": "base64"}], "request_id": "e"}
 #: By the last segment of a route.
 VALID: dict[str, list[Any]] = {
     "messages": [MESSAGE, BATCH],
-    "lease": [{"max": 3, "lease_seconds": 0.5, "wait_seconds": 0.01, "request_id": "l"}, {"max": 2}],
+    "lease": [{"max": 3, "lease_seconds": 0.5, "wait_seconds": 0.01, "request_id": "l"}, {"max": 2}, {"groups": ["a"]}],
     "ack": [RECEIPTS],
     "nack": [RECEIPTS | {"delay_seconds": 1, "request_id": "n"}],
     "release": [RECEIPTS | {"request_id": "s"}],
+    "reject": [RECEIPTS | {"request_id": "j", "reason": "bad é"}],
     "extend": [RECEIPTS | {"lease_seconds": 1, "request_id": "x"}],
     "leader": [{"node": None}],
     "{queue}": [QUEUE, MESSAGE],
@@ -59,7 +73,7 @@ def _body(draw: st.DrawFn, route: Route, content_type: str) -> bytes:
         return b""
     value = draw(st.sampled_from(values))
     if draw(st.integers(0, 4)) == 0:
-        value = value | {draw(st.sampled_from([*value, "group", "zz"])): draw(JSON_VALUES)}
+        value = value | {draw(st.sampled_from([*value, "group", "groups", "zz"])): draw(JSON_VALUES)}
     encode = msgspec.msgpack.encode if content_type == "application/msgpack" else msgspec.json.encode
     try:
         data = encode(value)
@@ -120,6 +134,10 @@ def requests(draw: st.DrawFn) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
+#: An answer of ours, and its content type: what is no HTTP is answered by aiohttp.
+_AS_ANSWERED = re.compile(rb"Server: raftq\r\nContent-Type: ([^\r]*)")
+
+
 class Fuzzed:
     """A leader with something in its queues, and a follower."""
 
@@ -170,6 +188,9 @@ def test_any_request_is_answered(fuzzed: tuple[asyncio.Runner, Fuzzed], data: by
     status = int(head[9:12])
     assert 200 <= status < 600, answer
     assert status != 500, answer
+    if found := _AS_ANSWERED.search(head):
+        method, target, _ = data.split(b" ", 2)
+        conformance.check(method.decode(), target.decode("latin-1"), status, found[1].decode(), body)
     if b"application/problem+json" in head and not data.startswith(b"HEAD"):
         problem = msgspec.json.decode(body)
         assert problem["status"] == status

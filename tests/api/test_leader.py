@@ -6,6 +6,8 @@ import socket
 import pytest
 from aiohttp import web
 
+from raftq.api import problems
+from raftq.api.problems import Problem
 from raftq.replication.shard import DiskReserve, NotLeader, OutcomeUnknown, Overloaded, ShardError, Stopping
 from tests.api.conftest import Client, Serve
 from tests.api.test_leases import Raw, until
@@ -151,14 +153,31 @@ async def test_headers_of_one_connection_are_not_passed_on(client: Client) -> No
 
     async def handler(request: web.BaseRequest) -> web.Response:
         seen.append(request)
-        return web.Response(status=429, headers={"Retry-After": "7", "Connection": "close"}, body=b"slow down")
+        headers = {"Retry-After": "7", "Connection": "close", "Content-Type": problems.CONTENT_TYPE}
+        return web.Response(status=429, headers=headers, body=Problem("overloaded", "Slow down.").body())
 
     server = await asyncio.get_running_loop().create_server(web.Server(handler), "127.0.0.1", 0)
     client.node.follow(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     headers = PROXY | {"Accept": "application/msgpack", "Connection": "close, x", "TE": "trailers"}
     reply = await client("POST", MESSAGES, {"body": 1}, headers=headers)
-    assert (reply.status, reply.data, reply.headers["Retry-After"]) == (429, b"slow down", "7")
+    assert (reply.status, reply.json["detail"], reply.headers["Retry-After"]) == (429, "Slow down.", "7")
     [request] = seen
     assert (request.headers["Accept"], request.headers["Raftq-Forwarded"]) == ("application/msgpack", "n1")
     assert "TE" not in request.headers
     server.close()
+
+
+async def test_a_body_without_a_type_is_json_on_its_way_to_the_leader_too(pair: tuple[Client, Client]) -> None:
+    """Found by schemathesis: the proxy gave it the type octet-stream, and the leader answered 415."""
+    follower, leader = pair
+    assert (await follower("PUT", "/v1/queues/jobs", headers=PROXY)).status == 201
+    assert (await follower("POST", MESSAGES, data=b'{"body":1}', headers=PROXY)).status == 201
+    assert [message["body"] for message in await leader.lease()] == [1]
+
+
+@pytest.mark.parametrize("wish", ["", "redirect", "Proxy", "{}"])
+async def test_another_wish_than_proxy_is_refused(pair: tuple[Client, Client], wish: str) -> None:
+    """Found by schemathesis: it was ignored, and answered by a redirect."""
+    for client in pair:
+        reply = await client("POST", MESSAGES, {"body": 1}, headers={"Raftq-Forward": wish})
+        assert (reply.status, reply.json["detail"]) == (422, "Raftq-Forward: is proxy, or left out.")

@@ -175,13 +175,6 @@ async def test_what_is_refused_says_which_field(client: Client, data: bytes, sta
     assert client.shard.applied == []
 
 
-@pytest.mark.parametrize("field", ["group", "replace_key"])
-async def test_fields_of_later_versions_are_never_ignored(client: Client, field: str) -> None:
-    reply = await client("POST", MESSAGES, {"messages": [{"body": 1, field: "x"}]})
-    assert (reply.status, reply.json["field"]) == (422, f"messages[0].{field}")
-    assert "not supported in this version" in reply.json["detail"]
-
-
 @pytest.mark.parametrize(
     "value",
     [

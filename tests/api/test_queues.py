@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from yarl import URL
 
@@ -11,6 +13,27 @@ DEFAULTS = {
     "delay_seconds": 0.0,
     "dedup_window_seconds": 300.0,
     "paused": False,
+    "retention_seconds": None,
+    "dead_letter_queue": None,
+    "max_failures": None,
+    "backoff": None,
+    "max_messages": None,
+    "max_bytes": None,
+    "max_leased_per_group": None,
+    "partitions": None,
+}
+ALL = {
+    "lease_seconds": 5.0,
+    "delay_seconds": 1.0,
+    "dedup_window_seconds": 2.0,
+    "paused": True,
+    "retention_seconds": 3.5,
+    "dead_letter_queue": "dead",
+    "max_failures": 3,
+    "backoff": {"initial_seconds": 0.5, "factor": 1.5, "max_seconds": 60.0},
+    "max_messages": 10,
+    "max_bytes": 1000,
+    "max_leased_per_group": 2,
 }
 
 
@@ -30,14 +53,43 @@ async def test_define_read_change_remove(client: Client) -> None:
         assert (await client(method, "/v1/queues/jobs")).status == 404
 
 
+async def test_every_setting_is_set_kept_and_taken_back(client: Client) -> None:
+    """PUT and PATCH: what is absent takes its default, or stays; null gives it its default."""
+    put = await client("PUT", "/v1/queues/jobs", ALL)
+    assert put.json == DEFAULTS | ALL
+    assert (await client("GET", "/v1/queues/jobs")).json == put.json
+    assert (await client("PATCH", "/v1/queues/jobs", {})).json == put.json
+    for field, value in DEFAULTS.items():
+        if field != "name":
+            await client("PUT", "/v1/queues/jobs", ALL)
+            # Without a limit of its own, a queue with a dead-letter queue has 20.
+            default = 20 if field == "max_failures" else value
+            changed = await client("PATCH", "/v1/queues/jobs", {field: None})
+            assert changed.json == put.json | {field: default}
+            assert (await client("PUT", "/v1/queues/jobs", ALL | {field: None})).json == changed.json
+    assert (await client("PUT", "/v1/queues/jobs", {})).json == DEFAULTS
+
+
 @pytest.mark.parametrize(
-    "field",
-    ["retention_seconds", "dead_letter_queue", "max_failures", "backoff", "max_messages", "max_bytes", "partitions"],
+    ("given", "field"),
+    [
+        ({"retention_seconds": 0.5}, "retention_seconds"),
+        ({"dead_letter_queue": "jobs"}, "dead_letter_queue"),
+        ({"dead_letter_queue": "a/b"}, "dead_letter_queue"),
+        ({"max_failures": 0}, "max_failures"),
+        ({"backoff": {}}, "backoff"),
+        ({"backoff": {"initial_seconds": 0}}, "backoff.initial_seconds"),
+        ({"backoff": {"initial_seconds": 1, "factor": 0.9}}, "backoff.factor"),
+        ({"backoff": {"initial_seconds": 10, "max_seconds": 9}}, "backoff.max_seconds"),
+        ({"max_messages": 0}, "max_messages"),
+        ({"max_bytes": 1 << 60}, "max_bytes"),
+    ],
 )
-async def test_settings_of_later_versions_are_never_ignored(client: Client, field: str) -> None:
-    reply = await client("PUT", "/v1/queues/jobs", {field: 1})
-    assert (reply.status, reply.json["field"]) == (422, field)
-    assert "not supported in this version" in reply.json["detail"]
+@pytest.mark.parametrize("method", ["PUT", "PATCH"])
+async def test_settings_that_are_not(client: Client, method: str, given: dict[str, Any], field: str) -> None:
+    await client("PUT", "/v1/queues/jobs")
+    reply = await client(method, "/v1/queues/jobs", given)
+    assert (reply.status, reply.json["field"], reply.json["applied"]) == (422, field, "no")
 
 
 @pytest.mark.parametrize("name", ["a", "A-Z.az_09", "x" * 128, "...", "%61b%2Ec"])
@@ -94,3 +146,12 @@ async def test_the_sum_goes_over_many_queues(client: Client) -> None:
         await client.enqueue(1, queue=f"q{number}")
     total = (await client("GET", "/v1/stats")).json
     assert (total["queues"], total["ready"]) == (250, 250)
+
+
+async def test_names_that_begin_with_dots_are_listed_by_them(client: Client) -> None:
+    """Found by schemathesis: the prefixes . and .. were refused, as the names are."""
+    for name in (".a", "..b", "c"):
+        await client("PUT", f"/v1/queues/{name}")
+    for prefix, expected in ((".", ["..b", ".a"]), ("..", ["..b"]), ("", ["..b", ".a", "c"])):
+        listed = await client("GET", f"/v1/queues?prefix={prefix}")
+        assert [queue["name"] for queue in listed.json["queues"]] == expected

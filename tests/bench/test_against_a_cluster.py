@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from raftq.bench import cluster, failover, load, measure
+from raftq.bench import cluster, failover, load, measure, streaming
 
 pytestmark = pytest.mark.cluster
 
@@ -25,6 +25,14 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cluster.Cluster]
 def test_enqueues_are_in_the_queue(nodes: cluster.Cluster) -> None:
     seen = load.enqueue(nodes.queue_url("enqueued") + "/messages", messages=7, connections=3, seconds=1)
     assert nodes.stats("enqueued")["ready"] >= 7 * seen.requests > 0
+
+
+def test_streamed_enqueues_are_in_the_queue(nodes: cluster.Cluster) -> None:
+    url = nodes.leader().api_url
+    seen = streaming.enqueue(url, "streamed", depth=20, seconds=1, body_characters=10)
+    assert nodes.stats("streamed")["ready"] == seen.requests > 0
+    with pytest.raises(load.LoadFailed, match="a name is 1 to 128"):
+        streaming.enqueue(url, "no/name", depth=1, seconds=1, body_characters=10)
 
 
 @needs_wrk

@@ -3,14 +3,14 @@ transports that lose, refuse or hold back what the test says."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import msgspec
 
 from raftq.client.calls import Patience
 from raftq.client.client import AsyncClient
-from raftq.client.transport import AiohttpTransport, Answer, Exchange, Lost, NotSent
+from raftq.client.transport import AiohttpTransport, Answer, Exchange, Lost, NotSent, Socket
 from raftq.replication.shard import Status
 from tests.api.shard import LocalNode
 
@@ -95,6 +95,9 @@ class FaultyTransport:
                 return await self._real.receive(exchange, some)
             case _:
                 return await self._real.receive(exchange, take)
+
+    async def connect(self, url: str, headers: Mapping[str, str], protocol: str) -> Socket | Answer:
+        return await self._real.connect(url, headers, protocol)
 
     async def close(self) -> None:
         await self._real.close()

@@ -33,6 +33,18 @@ async def test_attributes_priority_and_dedup(client: AsyncClient) -> None:
     assert (leased.attributes, leased.priority) == ({"a": "x", "n": 2, "b": True}, 3)
 
 
+async def test_some_groups_alone(client: AsyncClient) -> None:
+    await client.define_queue("jobs", {"max_leased_per_group": 1})
+    await client.enqueue("jobs", [NewMessage(body=at, group=group) for at, group in enumerate(["a", "b", "a", None])])
+    [one] = await client.lease("jobs", max=9, groups=["a", "c"])
+    assert (one.body, one.group) == (0, "a")
+    async with client.stream() as stream:
+        assert await stream.lease("jobs", groups=["a"]) == []
+        await stream.ack("jobs", [one.receipt])
+        assert [message.body for message in await stream.lease("jobs", max=9, groups=["b", "a"])] == [1, 2]
+    assert [message.group for message in await client.lease("jobs", max=9)] == [None]
+
+
 async def test_nack_release_extend(client: AsyncClient) -> None:
     await client.enqueue("jobs", [NewMessage(body=1)])
     [first] = await client.lease("jobs")
@@ -53,6 +65,35 @@ async def test_a_nack_with_a_delay_comes_back_later(node: Node, client: AsyncCli
     assert await client.lease("jobs") == []
     node.shard.later(11)
     assert len(await client.lease("jobs")) == 1
+
+
+async def test_rejected_messages_are_found_in_the_dead_letter_queue(client: AsyncClient) -> None:
+    settings = await client.define_queue("jobs", {"dead_letter_queue": "dead"})
+    assert (settings["dead_letter_queue"], settings["max_failures"]) == ("dead", 20)
+    await client.enqueue("jobs", [NewMessage(body=1), NewMessage(body=2)])
+    first, second = await client.lease("jobs", max=2)
+    assert (await client.reject("jobs", [first.receipt], reason="no user"))[0].status == "done"
+    assert (await client.reject("jobs", [second.receipt]))[0].status == "done"
+    letters = (await client.peek("dead")).messages
+    assert [letter.dead_letter and letter.dead_letter.reason for letter in letters] == ["rejected: no user", "rejected"]
+    assert [letter.dead_letter and letter.dead_letter.id for letter in letters] == [first.id, second.id]
+    assert first.dead_letter is None
+    changed = await client.change_queue("jobs", {"dead_letter_queue": None, "max_messages": 1})
+    assert changed == settings | {"dead_letter_queue": None, "max_failures": None, "max_messages": 1}
+    with pytest.raises(NotFound):
+        await client.change_queue("none", {})
+
+
+async def test_an_enqueue_waits_for_room_in_a_full_queue(node: Node) -> None:
+    async with client_of(node) as client:
+        await client.define_queue("jobs", {"max_messages": 1})
+        await client.enqueue("jobs", [NewMessage(body=1)])
+        [leased] = await client.lease("jobs")
+        waiting = asyncio.ensure_future(client.enqueue("jobs", [NewMessage(body=2)]))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        await client.ack("jobs", [leased.receipt])
+        await waiting
 
 
 async def test_a_lease_waits_for_the_enqueue(node: Node, client: AsyncClient) -> None:

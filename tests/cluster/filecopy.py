@@ -15,20 +15,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raftq.node import probe
 from raftq.node.local_cluster import PEER_PORTS, LocalCluster
 from raftq.node.local_ports import free_first
 from raftq.node.waiting import wait_until
+from tests.cluster.leader_kills import LeaderKills
 
 RAFTQ = [sys.executable, "-P", "-m", "raftq.cli"]
-#: Until a killed leader is started again.
-DOWN_SECONDS = 0.5
 
 
 @dataclass(kw_only=True)
@@ -100,7 +97,8 @@ class FileCopy:
         self._written = threading.Event()
 
     def run(self) -> None:
-        with ThreadPoolExecutor(3) as threads, self._leader_kills():
+        kills = LeaderKills(self.cluster, self.plan.kill_leader_seconds)
+        with ThreadPoolExecutor(3) as threads, kills.going_on():
             reads = [threads.submit(self._read, output, seed) for seed, output in enumerate(self.outputs)]
             write = threads.submit(self._write)
             try:
@@ -109,6 +107,7 @@ class FileCopy:
                 self._written.set()
             for read in reads:
                 read.result()
+        self.count.leader_kills = kills.count
         check(self.source.read_bytes(), [output.read_bytes() for output in self.outputs])
 
     def _write(self) -> None:
@@ -163,35 +162,6 @@ class FileCopy:
             with suppress(FileNotFoundError):
                 said.append(sidecar.read_bytes())
         return said
-
-    @contextmanager
-    def _leader_kills(self) -> Iterator[None]:
-        over = threading.Event()
-        killer = threading.Thread(target=self._kill_leaders, args=(over,))
-        killer.start()
-        try:
-            yield
-        finally:
-            over.set()
-            killer.join()
-
-    def _kill_leaders(self, over: threading.Event) -> None:
-        while True:
-            leader = self._leader()
-            if leader is not None:
-                self.cluster.kill(leader)
-                self.count.leader_kills += 1
-                over.wait(DOWN_SECONDS)
-                self.cluster.start(leader)
-            if over.wait(self.plan.kill_leader_seconds):
-                return
-
-    def _leader(self) -> str | None:
-        for node_id in self.cluster.running:
-            answer = probe.cluster(self.cluster.url(node_id))
-            if answer and answer["leader"] == node_id:
-                return node_id
-        return None
 
 
 def main() -> None:

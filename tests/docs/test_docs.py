@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "replication").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/[A-Z]*.md")])
 #: A path in backticks is one of ours when it begins with one of these.
-FOLDERS = ("api", "bench", "chaos", "cli", "client", "deploy", "docs", "node", "replication", "src", "storage", "tests")
+FOLDERS = "api|bench|chaos|cli|client|deploy|docs|examples|node|replication|src|storage|tests"
 
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _SPAN = re.compile(r"`([^`\n]+)`")
-_PATH = re.compile(rf"(?:{'|'.join(FOLDERS)})/[\w./-]*|\.ci/\w+")
+_PATH = re.compile(rf"(?:{FOLDERS})/[\w./-]*|\.ci/\w+")
 _TARGET = re.compile(r"\bmake ([a-z][a-z-]*)")
 _TEST = re.compile(r"\btest_\w+")
 _HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)

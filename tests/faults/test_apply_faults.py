@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from pysyncobj.syncobj import _COMMAND_TYPE
 
-from raftq.replication.engine import InvariantBroken, Timing
+from raftq.replication.engine import Timing
 from raftq.replication.journal import Journal
 from raftq.replication.shard import OutcomeUnknown
 from raftq.storage.environment import Environment, EnvironmentDamaged, WriteBatch, u64
+from raftq.storage.machine.commands import UnknownCommand
 from raftq.storage.writer import Writer
 from tests.faults.conftest import Maker
 from tests.faults.harness import Cluster
@@ -141,7 +142,7 @@ async def test_fault_08_an_unknown_entry_ends_the_node_ours(tmp_path: Path) -> N
         pending = shard.propose(enqueue(b"1"))
         with pytest.raises(OutcomeUnknown):
             await pending
-        assert isinstance(cluster.fatal.pop("n1"), InvariantBroken)
+        assert isinstance(cluster.fatal.pop("n1"), UnknownCommand)
         await cluster.kill("n1")
         again = await cluster.start("n1")
         await until(lambda: "n1" in cluster.fatal)

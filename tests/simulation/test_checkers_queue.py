@@ -5,13 +5,15 @@ Method: commands go through the real machine; the rules are told its replies, or
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import msgspec
 import pytest
 
 from raftq.chaos.simulation.checkers import queue
-from raftq.chaos.simulation.checkers.queue import Digests, Replica, Rules
+from raftq.chaos.simulation.checkers.queue import Digests, Replica
+from raftq.chaos.simulation.checkers.rules import Rules
 from raftq.chaos.simulation.history import History, Violation
 from raftq.replication.engine import NO_OP
 from raftq.storage.digest import digest
@@ -20,8 +22,12 @@ from raftq.storage.machine import keys, packing
 from raftq.storage.machine.apply import Machine
 from raftq.storage.machine.commands import (
     Ack,
+    Backoff,
     Command,
     DefineQueue,
+    DefineSchedule,
+    DefineTopic,
+    DeleteMessage,
     DeleteQueue,
     Enqueue,
     Expire,
@@ -30,14 +36,22 @@ from raftq.storage.machine.commands import (
     Lease,
     Nack,
     Part,
+    Publish,
+    PurgeQueue,
     QueueSettings,
+    Redrive,
+    Reject,
     Release,
     Request,
+    Schedule,
     Slots,
+    Subscribe,
+    Tick,
+    Transact,
 )
 from raftq.storage.machine.memory import MemoryTxn
 from raftq.storage.machine.ports import Meta
-from raftq.storage.machine.replies import Leased, Range
+from raftq.storage.machine.replies import Leased, MessageDeleted, Range
 from raftq.storage.writer import fill
 from tests.simulation.seen import WALL_MS, FakeNode, entry, put
 
@@ -57,11 +71,22 @@ class Run:
         self.ms += after_ms
         meta = Meta(self.index, 0, 1, 1_000 + self.ms, WALL_MS + self.ms)
         reply, _ = self.machine.apply(meta, command)
+        given = self.machine.deliveries(reply) if isinstance(reply, Leased) else ()
         self.machine.end_entry(meta)
         if wrong:
             reply = msgspec.structs.replace(reply, **wrong)
-        self.rules.judge(meta, command, reply)
+        self.rules.judge(meta, command, reply, given)
         return reply
+
+    def rest(self, *more: bytes, less: bytes = b"") -> None:
+        """Judge what is there at the end, with these bodies more, and this one less."""
+        found = Counter(queue.bodies(self.machine.view()))
+        self.rules.judge_rest(found + Counter(more) - Counter([less]))
+
+    def loses(self, *more: bytes, less: bytes = b"") -> None:
+        with pytest.raises(Violation) as caught:
+            self.rest(*more, less=less)
+        assert caught.value.invariant == "nothing is lost or doubled"
 
     def breaks(self, invariant: str, command: Command, after_ms: int = 0, **wrong: Any) -> str:
         with pytest.raises(Violation) as caught:
@@ -272,6 +297,153 @@ def test_a_settling_request_that_is_answered_otherwise(run: Run) -> None:
 def test_a_request_that_is_repeated_and_was_not_kept(run: Run) -> None:
     command = Enqueue(Q, put("a").parts, Request("r", 1_000))
     run.breaks("request ids", command, repeated=True)
+
+
+# Dead letters, groups, topics and transactions
+
+DEAD, TOPIC = "default/dead", "default/t"
+
+
+def leased_one(run: Run, key: str = Q) -> Leased:
+    leased = run.do(Lease(key, 1))
+    assert leased.ranges
+    return leased
+
+
+def test_a_life_with_dead_letters_is_no_violation(run: Run) -> None:
+    backoff = Backoff(100, 2_000, 1_000)
+    run.do(DefineQueue(Q, QueueSettings(dead_letter_queue=DEAD, max_failures=2, backoff=backoff, retention_ms=60_000)))
+    for body in ("rejected", "nacked", "acked", "old", "older"):
+        run.do(put(body))
+    run.do(Reject(Q, 1, slots(leased_one(run), 0), "no"))
+    for _ in range(2):
+        run.do(Nack(Q, 1, slots(leased_one(run), 0)), 0)
+        run.do(Expire(), 100)
+    run.do(Ack(Q, 1, slots(leased_one(run), 0)))
+    run.do(Expire(), 60_000)
+    run.do(put("new"))
+    assert leased_one(run).ranges[0].first == 6
+    run.rest()
+    run.loses(b'"acked0"')
+    run.loses(b'"old0"')
+    run.loses(less=b'"rejected0"')
+    run.do(Redrive(DEAD))
+    run.do(Expire())
+    run.do(Lease(Q, 9))
+    run.rest()
+    run.loses(less=b'"rejected0"')
+
+
+@pytest.mark.parametrize("kind", [Reject, Nack])
+def test_a_message_after_it_was_dead_lettered(run: Run, kind: Any) -> None:
+    run.do(DefineQueue(Q, QueueSettings(dead_letter_queue=DEAD, max_failures=1)))
+    run.do(put("a", count=2))
+    run.do(kind(Q, 1, slots(leased_one(run), 0)))
+    run.breaks("dead is gone", Lease(Q, 1), ranges=[Range(0, 1, 1, 2, 0)])
+
+
+@pytest.mark.parametrize(("failures", "delay_ms"), [(1, 100), (2, 200), (3, 250)])
+def test_a_message_before_its_backoff(run: Run, failures: int, delay_ms: int) -> None:
+    run.do(DefineQueue(Q, QueueSettings(backoff=Backoff(100, 2_000, 250))))
+    run.do(put("a", count=5))
+    for _ in range(failures - 1):
+        run.do(Nack(Q, 1, slots(leased_one(run), 0), 0))
+    run.do(Nack(Q, 1, slots(leased_one(run), 0)))
+    run.breaks("delays", Lease(Q, 1), delay_ms - 1, ranges=[Range(0, 1, 1, failures + 1, failures)])
+
+
+def test_a_message_that_was_passed_over_comes_after_all(run: Run) -> None:
+    run.do(DefineQueue(Q, QueueSettings(dead_letter_queue=DEAD, retention_ms=1_000)))
+    run.do(put("a", count=3))
+    run.do(Lease(Q, 1), ranges=[Range(0, 2, 1, 1, 0)])
+    run.breaks("passed over is gone", Lease(Q, 1), ranges=[Range(0, 1, 1, 1, 0)])
+
+
+def test_a_discarded_or_deleted_message_is_gone(run: Run) -> None:
+    run.do(put("a", count=3))
+    run.do(Reject(Q, 1, slots(leased_one(run), 0)))
+    run.do(DeleteMessage(Q, 1, 0, 2))
+    run.rest()
+    run.loses(b'"a0"')
+    run.loses(b'"a1"')
+    run.loses(less=b'"a2"')
+    run.breaks("deleted is gone", Lease(Q, 1), ranges=[Range(0, 2, 1, 1, 0)])
+
+
+def test_a_leased_message_that_is_deleted(run: Run) -> None:
+    run.do(put("a", count=2))
+    leased_one(run)
+    with pytest.raises(Violation) as caught:
+        run.rules.judge(Meta(9, 0, 1, 1_000, WALL_MS), DeleteMessage(Q, 1, 0, 1), MessageDeleted())
+    assert caught.value.invariant == "only what is free is deleted"
+
+
+def test_what_a_purge_removes_may_be_anything_but_doubled(run: Run) -> None:
+    run.do(put("a", count=2))
+    late = leased_one(run)
+    run.do(PurgeQueue(Q))
+    run.do(put("b"))
+    run.rest()
+    run.loses(b'"b0"')
+    run.breaks("only the holder settles", Ack(Q, late.queue_number, slots(late, 0)), results=[b"\0"])
+
+
+def test_more_of_a_group_than_may_be_leased(run: Run) -> None:
+    run.do(DefineQueue(Q, QueueSettings(max_leased_per_group=1)))
+    blob = packing.pack([packing.pack_message(b'"%d"' % at, group=b"g%d" % (at % 2)) for at in range(4)])
+    run.do(Enqueue(Q, [Part(0, 0, blob)]))
+    assert sum(taken.count for taken in run.do(Lease(Q, 1)).ranges) == 1
+    run.breaks("leases of a group", Lease(Q, 4), ranges=[Range(0, 2, 2, 1, 0)])
+
+
+def test_a_later_message_of_a_group_before_an_earlier_one(run: Run) -> None:
+    run.do(DefineQueue(Q, QueueSettings(max_leased_per_group=1)))
+    blob = packing.pack([packing.pack_message(b'"%d"' % at, group=b"g") for at in range(2)])
+    run.do(Enqueue(Q, [Part(0, 0, blob)]))
+    run.breaks("delivery order", Lease(Q, 1), ranges=[Range(0, 2, 1, 1, 0)])
+
+
+def test_what_is_published_is_in_each_queue(run: Run) -> None:
+    run.do(DefineTopic(TOPIC))
+    run.do(Subscribe(TOPIC, Q))
+    run.do(Subscribe(TOPIC, DEAD))
+    command = Publish(TOPIC, put("a", count=2).parts, Request("p", 1_000))
+    run.do(command)
+    assert run.do(command).repeated
+    run.rest()
+    run.loses(less=b'"a1"')
+    run.do(Ack(Q, run.machine.view().queue(Q).number, slots(leased_one(run), 0)))  # type: ignore[union-attr]
+    run.rest()
+    run.breaks("request ids", command, repeated=False)
+    run.breaks("replies", Publish(TOPIC, command.parts), queues=[3, 0])
+
+
+def test_a_transaction_settles_and_enqueues(run: Run) -> None:
+    run.do(put("a", count=2))
+    leased = leased_one(run)
+    command = Transact("default", [Ack(Q, 1, slots(leased, 0)), Enqueue(DEAD, put("b").parts)], Request("t", 1_000))
+    run.do(command)
+    assert run.do(command).repeated
+    assert run.do(Transact("default", [Ack(Q, 1, slots(leased, 0))])).obstacles
+    run.rest()
+    run.loses(b'"a0"')
+    run.loses(less=b'"b0"')
+    run.breaks("only the holder settles", Transact("default", [Nack(Q, 1, slots(leased, 0))]), obstacles=[])
+
+
+def test_a_tick_that_is_done_twice(run: Run) -> None:
+    schedule = Schedule(None, "UTC", 1_000, Q, None, put("beat").parts[0])
+    run.do(DefineSchedule("default/s", schedule, 1_000))
+    run.do(Tick("default/s", 1_000, 2_000, 1_000))
+    run.do(Tick("default/s", 1_000, 2_000, 1_000))
+    run.rest()
+    run.loses(b'"beat0"')
+    run.breaks("a tick once", Tick("default/s", 1_000, 2_000, 1_000), number=2)
+
+
+def test_what_nobody_enqueued(run: Run) -> None:
+    run.do(put("a"))
+    run.loses(b'"x"')
 
 
 # At rest

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from raftq.chaos.simulation.checkers import Checkers, Liveness
-from raftq.chaos.simulation.clients import QUEUES, Clients
+from raftq.chaos.simulation.clients import DEAD, QUEUES, Clients
 from raftq.chaos.simulation.history import Op, Seen, Violation
 from raftq.chaos.simulation.loop import Clock, NodeLoop, Scheduler
 from raftq.replication.engine import REGULAR
@@ -26,7 +26,17 @@ from raftq.storage.machine.apply import Machine
 from raftq.storage.machine.commands import Ack, Enqueue, Expire
 from raftq.storage.machine.entries import Clocks
 from raftq.storage.machine.ports import Meta
-from raftq.storage.machine.replies import Enqueued, Leased, Range, Settled
+from raftq.storage.machine.replies import (
+    Enqueued,
+    Leased,
+    MessageDeleted,
+    Published,
+    Purged,
+    Range,
+    Refused,
+    Settled,
+    Transacted,
+)
 from raftq.storage.machine.views import View
 from tests.simulation.seen import WALL_MS, FakeNode
 
@@ -158,7 +168,8 @@ def test_a_run_of_sixty_seconds_is_a_workload_that_passes() -> None:
     world.run(60.0)
     assert world.clients.operations.total() >= 2_000
     assert world.clients.operations.keys() >= {
-        "Enqueue", "Lease", "Ack", "Nack", "Release", "Extend", "DefineQueue", "DeleteQueue", "read",
+        "Enqueue", "Lease", "Ack", "Nack", "Release", "Reject", "Extend", "DefineQueue", "DeleteQueue", "PurgeQueue",
+        "DeleteMessage", "Redrive", "CancelRedrive", "Publish", "Subscribe", "Unsubscribe", "Transact", "read",
     }  # fmt: skip
     outcomes = world.clients.outcomes
     assert min(outcomes["ok"], outcomes["no"], outcomes["unknown"]) > 50
@@ -171,7 +182,15 @@ def test_a_run_of_sixty_seconds_is_a_workload_that_passes() -> None:
     assert any(each.failures > 1 for each in taken)
     assert {each.priority for each in taken} == {0, 4, 9}
     assert any(op.view is not None and op.view.value for op in world.ops)
-    assert {getattr(commands.decode(op.command), "queue", "") for op in world.ops if op.kind == "write"} == set(QUEUES)
+    named = {getattr(commands.decode(op.command), "queue", "") for op in world.ops if op.kind == "write"}
+    assert named == {*QUEUES, DEAD, ""}
+    assert {reply.reason for reply in given if isinstance(reply, Refused)} >= {"full", "redrive_runs"}
+    assert all(any(isinstance(reply, kind) for reply in given) for kind in (MessageDeleted, Purged))
+    assert any(isinstance(reply, Published) and sum(reply.queues) for reply in given)
+    transacted = [reply for reply in given if isinstance(reply, Transacted)]
+    assert {bool(reply.obstacles) for reply in transacted} == {True, False}
+    sums = world.machine.view().sums()
+    assert min(sums[name] for name in ("rejected", "dead_lettered", "discarded", "removed", "redriven")) > 5
 
 
 def test_queues_are_emptied_about_as_fast_as_they_are_filled() -> None:

@@ -68,7 +68,7 @@ def test_the_audit_sees_a_counter_that_is_off(hands: Hands) -> None:
 def test_caches_are_dropped_without_a_trace(hands: Hands, monkeypatch) -> None:
     """Tables are equal whether the caches hold everything or nothing."""
     other = Hands()
-    for cache in ("queues._CACHE_MAX", "batches._CACHE_BYTES_MAX", "places._FIRSTS_MAX"):
+    for cache in ("queues._CACHE_MAX", "batches._CACHE_BYTES_MAX", "firstkey._FIRSTS_MAX"):
         monkeypatch.setattr(f"raftq.storage.machine.{cache}", 0)
     for each in (hands, other):
         for at in range(6):

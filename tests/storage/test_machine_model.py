@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +35,43 @@ from raftq.storage.machine import audit, commands, entries, keys, model, packing
 from raftq.storage.machine.apply import Machine
 from raftq.storage.machine.commands import (
     Ack,
+    Backoff,
+    CancelRedrive,
     Command,
     DefineQueue,
+    DefineSchedule,
+    DefineTopic,
+    DeleteMessage,
     DeleteQueue,
+    DeleteSchedule,
+    DeleteTopic,
     Enqueue,
     Expire,
     Extend,
     Incarnate,
     Lease,
     Nack,
+    Operation,
     Part,
+    Publish,
+    PurgeQueue,
     QueueSettings,
+    Redrive,
+    Reject,
     Release,
     Request,
+    Schedule,
     SetVersion,
     Slots,
+    Subscribe,
     TakeDigest,
+    Tick,
+    Transact,
+    Unsubscribe,
 )
 from raftq.storage.machine.entries import Clocks
 from raftq.storage.machine.ports import Meta
+from raftq.storage.machine.records import SubscriptionRecord, TopicRecord
 from raftq.storage.machine.replies import Effect, Expired, Leased, Reply
 from raftq.storage.machine.views import Delivery, QueueInfo
 from raftq.storage.overlay import Overlay
@@ -122,7 +140,7 @@ class Replica:
         return digest(self._environment)
 
 
-QUEUES = st.sampled_from(["default/a"] * 8 + ["default/b", "other/a"])
+QUEUES = st.sampled_from(["default/a"] * 8 + ["default/b", "other/a"] + ["default/p"] * 3)
 BODY_BYTES = st.sampled_from([0, 1, 1, 7, 20, 300, 3_000, 5_000, 30_000])
 DURATIONS = st.sampled_from([1, 500, 1_000, 3_000])
 IDS = st.sampled_from(["x", "y", "zé", "w"])
@@ -132,8 +150,22 @@ SETTINGS = st.builds(
     delay_ms=st.sampled_from([0, 0, 0, 700]),
     dedup_window_ms=st.sampled_from([0, 900, 300_000]),
     paused=st.sampled_from([False, False, False, True]),
+    retention_ms=st.sampled_from([None, None, 1, 900, 5_000]),
+    dead_letter_queue=st.sampled_from([None, "default/b", "default/b", "default/dead", "default/a"]),
+    max_failures=st.sampled_from([None, None, 1, 2]),
+    backoff=st.sampled_from([None, None, Backoff(400, 2_000, 1_000), Backoff(1, 1_500, 9_000)]),
+    max_messages=st.sampled_from([None, None, None, 30]),
+    max_bytes=st.sampled_from([None, None, None, 20_000]),
+    max_leased_per_group=st.sampled_from([None, None, 1, 2, 0]),
 )
 REQUESTS = st.one_of(st.none(), st.none(), st.builds(Request, IDS, st.sampled_from([1, 1_000, 60_000])))
+
+#: Of the messages of a part, one after the other.
+ATTRIBUTES = st.sampled_from([[b""], [b'{"n":1}'], [b"", b'{"n":1}', b'{"n":2.5,"c":"red"}']]).map(cycle)
+#: Group keys, as of attributes.
+GROUPS = st.sampled_from([[b""], [b"a"], [b"a", b"", b"b"], [b"b", b"b", b"a"]]).map(cycle)
+FILTERS = st.sampled_from([b"{}", b"{}", b'{"n":[{"numeric":[">",1]}]}', b'{"c":[{"exists":false}]}', b'{"c":["red"]}'])
+TOPICS = st.sampled_from(["default/t"] * 6 + ["default/u", "other/t"])
 
 
 @st.composite
@@ -144,17 +176,24 @@ def parts(draw: st.DrawFn) -> list[Part]:
     found = []
     for count in counts:
         size = draw(BODY_BYTES)
-        blob = packing.pack([packing.pack_message(bytes([at]) * size) for at in range(count)])
+        attributes = draw(ATTRIBUTES)
+        groups = draw(GROUPS)
+        bodies = [bytes([at]) * size for at in range(count)]
+        blob = packing.pack(
+            [packing.pack_message(body, attributes=next(attributes), group=next(groups)) for body in bodies]
+        )
         ids = draw(st.one_of(st.none(), st.lists(st.one_of(st.none(), IDS), min_size=count, max_size=count)))
+        keyed = st.lists(st.one_of(st.none(), IDS), min_size=count, max_size=count)
+        replace_keys = draw(st.one_of(st.none(), st.none(), keyed))
         mine, positions = positions[:count], positions[count:]
         delay_ms = draw(st.sampled_from([0, 0, 0, None, 600, 2_000]))
         priority = draw(st.sampled_from([0, 0, 0, 4, 9]))
-        found.append(Part(priority, delay_ms, blob, sorted(mine) if len(counts) > 1 else None, ids))
+        found.append(Part(priority, delay_ms, blob, sorted(mine) if len(counts) > 1 else None, ids, replace_keys))
     return found
 
 
-def small(body: bytes, count: int = 1) -> list[Part]:
-    return [Part(0, 0, packing.pack([packing.pack_message(body)] * count))]
+def small(body: bytes, count: int = 1, group: bytes = b"") -> list[Part]:
+    return [Part(0, 0, packing.pack([packing.pack_message(body, group=group)] * count))]
 
 
 class MachineModel(RuleBasedStateMachine):
@@ -191,7 +230,7 @@ class MachineModel(RuleBasedStateMachine):
             expected.more = True
         if isinstance(expected, Expired) and self.remains_before:
             assert isinstance(reply, Expired)
-            assert (reply.leases, reply.delays) == (expected.leases, expected.delays)
+            assert (reply.leases, reply.delays, reply.dead) == (expected.leases, expected.delays, expected.dead)
         else:
             assert reply == expected
         assert sorted(effects, key=lambda effect: effect.queue) == expected_effects
@@ -233,11 +272,15 @@ class MachineModel(RuleBasedStateMachine):
             self.do(Enqueue(queue, small(b"s" * size)))
 
     @initialize(
-        counts=st.lists(st.integers(1, 9), min_size=1, max_size=4), lease_ms=DURATIONS, version=st.sampled_from([1, 2])
+        counts=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+        lease_ms=DURATIONS,
+        version=st.sampled_from([1, 2]),
+        settings=st.one_of(st.just(QueueSettings()), SETTINGS),
     )
-    def some_are_leased(self, counts: list[int], lease_ms: int, version: int) -> None:
+    def some_are_leased(self, counts: list[int], lease_ms: int, version: int, settings: QueueSettings) -> None:
         """Most is to be seen where something is leased."""
         self.do(SetVersion(version))
+        self.do(DefineQueue("default/a", settings))
         for count in counts:
             self.do(Enqueue("default/a", small(b"first", count)))
         self.end_entry()
@@ -251,11 +294,19 @@ class MachineModel(RuleBasedStateMachine):
         request=REQUESTS,
         bytes_max=st.sampled_from([1, 300, 9_000, 8 << 20, 8 << 20]),
         settle=st.sampled_from([False, False, False, False, True]),
+        groups=st.sampled_from([None, None, None, [], ["a"], ["b", "c", "a", "b"]]),
     )
     def lease(
-        self, queue: str, count: int, lease_ms: int | None, request: Request | None, bytes_max: int, settle: bool
+        self,
+        queue: str,
+        count: int,
+        lease_ms: int | None,
+        request: Request | None,
+        bytes_max: int,
+        settle: bool,
+        groups: list[str] | None = None,
     ) -> None:
-        reply = self.do(Lease(queue, count, lease_ms, request, bytes_max, settle))
+        reply = self.do(Lease(queue, count, lease_ms, request, bytes_max, settle, groups))
         if isinstance(reply, Leased) and reply.ranges:
             slots = sum(taken.count for taken in reply.ranges)
             self.leases.append((queue, reply.queue_number, reply.lease_id, slots))
@@ -277,6 +328,29 @@ class MachineModel(RuleBasedStateMachine):
     def lease_plainly(self, count: int) -> None:
         self.lease("default/a", count, None, None, 8 << 20, False)
 
+    @rule(
+        limit=st.sampled_from([1, 1, 2, None]),
+        before=st.sampled_from(["purge", "purge", "nothing"]),
+        groups=st.lists(st.sampled_from([b"a", b"b", b""]), min_size=1, max_size=6),
+        count=st.integers(1, 4),
+        delay_ms=st.sampled_from([None, 0, 500, 2_000]),
+    )
+    def groups_are_leased(
+        self, limit: int | None, before: str, groups: list[bytes], count: int, delay_ms: int | None
+    ) -> None:
+        """A limit is set or taken away while there is nothing, or changed while there is; one of a key comes back."""
+        if before == "purge":
+            self.do(PurgeQueue("default/a"))
+        given = QueueSettings(max_leased_per_group=limit, paused=False)
+        self.do(DefineQueue("default/a", given, True, ["max_leased_per_group", "paused"]))
+        for group in groups:
+            self.do(Enqueue("default/a", small(b"of %b" % group, 1 + count // 2, group)))
+        self.lease("default/a", count, None, None, 8 << 20, False)
+        if delay_ms is not None and self.leases:
+            queue, number, lease_id, _ = self.leases[-1]
+            self.do(Nack(queue, number, [Slots(lease_id, [0])], delay_ms))
+            self.lease("default/a", count, None, None, 8 << 20, False)
+
     @rule(count=st.integers(1, 40), kept=st.sets(st.integers(0, 40), min_size=1, max_size=3), whole=st.booleans())
     def all_but_some_are_acked(self, count: int, kept: set[int], whole: bool) -> None:
         """Stragglers make a batch sparse."""
@@ -285,6 +359,8 @@ class MachineModel(RuleBasedStateMachine):
         else:
             self.enqueue_singles("default/a", count, 10)
         self.lease("default/a", 1_000, None, None, 8 << 20, False)
+        if not self.leases:
+            return
         queue, number, lease_id, slots = self.leases[-1]
         self.do(Ack(queue, number, [Slots(lease_id, [slot for slot in range(slots) if slots - slot not in kept])]))
 
@@ -299,6 +375,11 @@ class MachineModel(RuleBasedStateMachine):
         self.do(Release(*self.receipts(data), request))
 
     @precondition(lambda self: self.leases)
+    @rule(data=st.data(), reason=st.sampled_from(["", "bad pärse"]), request=REQUESTS)
+    def reject(self, data: st.DataObject, reason: str, request: Request | None) -> None:
+        self.do(Reject(*self.receipts(data), reason, request))
+
+    @precondition(lambda self: self.leases)
     @rule(data=st.data(), delay_ms=st.sampled_from([None, 0, 0, 500, 2_000]), request=REQUESTS)
     def nack(self, data: st.DataObject, delay_ms: int | None, request: Request | None) -> None:
         self.do(Nack(*self.receipts(data), delay_ms, request))
@@ -307,6 +388,98 @@ class MachineModel(RuleBasedStateMachine):
     @rule(data=st.data(), lease_ms=st.one_of(st.none(), DURATIONS), request=REQUESTS)
     def extend(self, data: st.DataObject, lease_ms: int | None, request: Request | None) -> None:
         self.do(Extend(*self.receipts(data), lease_ms, request))
+
+    @initialize(topics=st.lists(TOPICS, max_size=2), accepts=FILTERS)
+    def some_are_subscribed(self, topics: list[str], accepts: bytes) -> None:
+        for topic in topics:
+            self.do(DefineTopic(topic))
+            self.do(Subscribe(topic, f"{topic.partition('/')[0]}/a"))
+            self.do(Subscribe(topic, f"{topic.partition('/')[0]}/b", accepts))
+
+    @rule(topic=TOPICS, what=st.sampled_from([DefineTopic, DefineTopic, DeleteTopic]))
+    def define_or_delete_topic(self, topic: str, what: Any) -> None:
+        self.do(what(topic))
+
+    @rule(topic=TOPICS, queue=QUEUES, accepts=FILTERS, what=st.sampled_from([Subscribe, Subscribe, Unsubscribe]))
+    def subscribe_or_not(self, topic: str, queue: str, accepts: bytes, what: Any) -> None:
+        self.do(Subscribe(topic, queue, accepts) if what is Subscribe else Unsubscribe(topic, queue))
+
+    @rule(topic=TOPICS, parts=parts(), request=REQUESTS)
+    def publish(self, topic: str, parts: list[Part], request: Request | None) -> None:
+        self.do(Publish(topic, parts, request))
+
+    @rule(
+        name=st.sampled_from(["default/s", "default/s", "default/r"]),
+        what=st.sampled_from(["define", "define", "delete"]),
+        interval_ms=st.sampled_from([100, 100, 900]),
+        topic=st.sampled_from([None, None, "default/t", "default/u"]),
+        parts=parts(),
+        paused=st.sampled_from([False, False, True]),
+        first_ms=st.sampled_from([None, 0, 500]),
+    )
+    def define_or_delete_schedule(
+        self,
+        name: str,
+        what: str,
+        interval_ms: int,
+        topic: str | None,
+        parts: list[Part],
+        paused: bool,
+        first_ms: int | None,
+    ) -> None:
+        if what == "delete":
+            self.do(DeleteSchedule(name))
+            return
+        one = packing.pack(packing.unpack(parts[0].blob)[:1])
+        replace_keys = parts[0].replace_keys and parts[0].replace_keys[:1]
+        part = Part(parts[0].priority, parts[0].delay_ms, one, None, None, replace_keys)
+        queue = "default/b" if topic is None else None
+        given = Schedule(None, "UTC", interval_ms, queue, topic, part, "one", paused)
+        self.do(DefineSchedule(name, given, None if first_ms is None else self.clocks.wall_ms + first_ms))
+
+    @precondition(lambda self: self.model.schedules)
+    @rule(
+        data=st.data(),
+        late=st.sampled_from([0] * 5 + [1]),
+        next_ms=st.sampled_from([None, 1, 100, 100, 100]),
+        skipped=st.sampled_from([0, 0, 3]),
+        done=st.sampled_from([True, True, False]),
+        count=st.sampled_from([1, 1, 2]),
+    )
+    def tick(self, data: st.DataObject, late: int, next_ms: int | None, skipped: int, done: bool, count: int) -> None:
+        """As a leader proposes it, or two of them do."""
+        name = data.draw(st.sampled_from(sorted(self.model.schedules)))
+        due_ms = (self.model.schedules[name][1].next_ms or 1) + late
+        next_ms = None if next_ms is None else due_ms + next_ms
+        for _ in range(count):
+            self.do(Tick(name, due_ms, next_ms, due_ms if done else None, skipped))
+
+    @rule(data=st.data(), count=st.integers(1, 4), request=REQUESTS)
+    def transact(self, data: st.DataObject, count: int, request: Request | None) -> None:
+        operations = [self.operation(data) for _ in range(count)]
+        self.do(Transact(data.draw(st.sampled_from(["default"] * 9 + ["other"])), operations, request))
+
+    def operation(self, data: st.DataObject) -> Operation:
+        """Mostly one that can be done."""
+        kind = data.draw(st.sampled_from([Ack, Nack, Release, Reject, Enqueue]))
+        held = [
+            (queue, lease_id, slots)
+            for queue in self.model.queues.values()
+            for lease_id, lease in queue.leases.items()
+            if (slots := [at for at, slot in enumerate(lease) if slot.state == "held"])
+        ]
+        if kind is Enqueue or not held:
+            return Enqueue(data.draw(QUEUES), data.draw(parts()), auto_create=data.draw(st.sampled_from([True, False])))
+        if data.draw(st.sampled_from([False] * 7 + [True])):
+            return kind(*self.receipts(data))
+        queue, lease_id, slots = data.draw(st.sampled_from(held))
+        some = data.draw(st.lists(st.sampled_from(slots), min_size=1, max_size=len(slots), unique=True))
+        return kind(queue.key, queue.number, [Slots(lease_id, some)])
+
+    @rule(lease_ms=DURATIONS, wall_ms=st.sampled_from([600, 900, 6_000]), limit=st.sampled_from([3, 1_000]))
+    def time_passes(self, lease_ms: int, wall_ms: int, limit: int) -> None:
+        self.end_entry(lease_ms, wall_ms)
+        self.expire(limit)
 
     @rule(limit=st.sampled_from([1, 2, 7, 1_000, 1_000]))
     def expire(self, limit: int) -> None:
@@ -317,12 +490,99 @@ class MachineModel(RuleBasedStateMachine):
         self.do(Expire(limit))
         self._remains = False
 
-    @rule(queue=QUEUES, settings=SETTINGS, what=st.sampled_from(["create", "create", "change", "delete"]))
-    def define_or_delete(self, queue: str, settings: QueueSettings, what: str) -> None:
+    @rule(
+        queue=QUEUES,
+        settings=SETTINGS,
+        what=st.sampled_from(["create", "create", "change", "delete"]),
+        only=st.one_of(st.none(), st.lists(st.sampled_from(QueueSettings.__struct_fields__), max_size=3)),
+    )
+    def define_or_delete(self, queue: str, settings: QueueSettings, what: str, only: list[str] | None) -> None:
         if what == "delete":
             self.do(DeleteQueue(queue))
         else:
-            self.do(DefineQueue(queue, settings, what == "create"))
+            self.do(DefineQueue(queue, settings, what == "create", only))
+
+    @rule(
+        queue=st.sampled_from(["default/p"] * 4 + ["default/p.1", "default/a"]),
+        settings=SETTINGS,
+        count=st.sampled_from([None, 3, 3, 3, 1, 0, 65]),
+        only=st.one_of(st.none(), st.lists(st.sampled_from(QueueSettings.__struct_fields__), max_size=3)),
+    )
+    def define_partitions(self, queue: str, settings: QueueSettings, count: int | None, only: list[str] | None) -> None:
+        self.do(DefineQueue(queue, settings, True, only, count))
+
+    @initialize(count=st.sampled_from([None, 2, 3]), settings=st.one_of(st.just(QueueSettings()), SETTINGS))
+    def some_are_partitioned(self, count: int | None, settings: QueueSettings) -> None:
+        if count is not None:
+            self.do(DefineQueue("default/p", settings, partitions=count))
+
+    @rule(parts=parts(), count=st.integers(1, 5), what=st.sampled_from([Ack, Nack, Release, Reject]))
+    def partitions_are_worked(self, parts: list[Part], count: int, what: Any) -> None:
+        self.do(Enqueue("default/p", parts))
+        for _ in range(3):
+            self.lease("default/p", count, None, None, 8 << 20, False)
+            if self.leases and self.leases[-1][0] == "default/p":
+                queue, number, lease_id, slots = self.leases[-1]
+                self.do(what(queue, number, [Slots(lease_id, list(range(0, slots, 2)))]))
+
+    @rule(queue=QUEUES, request=REQUESTS)
+    def purge(self, queue: str, request: Request | None) -> None:
+        self.do(PurgeQueue(queue, request))
+
+    @rule(
+        queue=st.sampled_from(["default/b", "default/dead", "default/a"]),
+        to=st.sampled_from([None, None, None, "default/a", "default/b", "default/none"]),
+        accepts=FILTERS,
+        per_second=st.sampled_from([None, None, 1, 30]),
+        redrives_max=st.sampled_from([None, None, 1]),
+        limit=st.sampled_from([None, None, 2]),
+        request=REQUESTS,
+    )
+    def redrive(
+        self,
+        queue: str,
+        to: str | None,
+        accepts: bytes,
+        per_second: int | None,
+        redrives_max: int | None,
+        limit: int | None,
+        request: Request | None,
+    ) -> None:
+        self.do(Redrive(queue, to, accepts, per_second, redrives_max, limit, request))
+
+    @rule(keys_=st.lists(IDS, min_size=1, max_size=3), delay_ms=st.sampled_from([0, 0, 600]), count=st.integers(1, 20))
+    def leased_ones_are_replaced(self, keys_: list[str], delay_ms: int, count: int) -> None:
+        """What returns of them later is dropped."""
+        for _ in range(2):
+            blob = small(b"keyed", len(keys_))[0].blob
+            self.do(Enqueue("default/a", [Part(9, delay_ms, blob, None, None, list(keys_))]))
+            self.lease("default/a", count, None, None, 8 << 20, False)
+
+    @rule(count=st.integers(1, 9), kept=st.integers(0, 9), accepts=FILTERS, attributes=ATTRIBUTES)
+    def letters_are_redriven(self, count: int, kept: int, accepts: bytes, attributes: Any) -> None:
+        given = QueueSettings(dead_letter_queue="default/dead", paused=False)
+        self.do(DefineQueue("default/a", given, True, ["dead_letter_queue", "paused"]))
+        blob = packing.pack([packing.pack_message(b"letter", attributes=next(attributes)) for _ in range(count)])
+        self.do(Enqueue("default/a", [Part(9, 0, blob)]))
+        self.lease("default/a", count, None, None, 8 << 20, False)
+        queue, number, lease_id, slots = self.leases[-1]
+        self.do(Reject(queue, number, [Slots(lease_id, [slot for slot in range(slots) if slot != kept])]))
+        self.do(Redrive("default/dead", filter=accepts))
+
+    @rule(queue=st.sampled_from(["default/b", "default/dead", "default/a"]))
+    def cancel_redrive(self, queue: str) -> None:
+        self.do(CancelRedrive(queue))
+
+    @rule(queue=QUEUES, data=st.data(), count=st.integers(1, 4))
+    def delete_messages(self, queue: str, data: st.DataObject, count: int) -> None:
+        """Wherever they are, some that there are not among them."""
+        name = self.model.partitioned.get(queue)
+        found = self.model.queues.get(queue if name is None else name.keys[-1])
+        places = [(m.priority, m.number) for m in found.messages] if found else []
+        for _ in range(count):
+            priority, number = data.draw(st.sampled_from(places * 4 + [(0, 1), (4, 2), (9, 1 << 63), (-1, 1), (0, 0)]))
+            queue_number = found.number if found else 1
+            self.do(DeleteMessage(queue, queue_number - data.draw(st.sampled_from([0] * 9 + [1])), priority, number))
 
     @rule(what=st.sampled_from([SetVersion(1), SetVersion(2), SetVersion(2), Incarnate()]))
     def switch_or_incarnate(self, what: SetVersion | Incarnate) -> None:
@@ -392,6 +652,11 @@ class MachineModel(RuleBasedStateMachine):
         assert (view.lease_ms, view.wall_ms) == (lease_ms, wall_ms)
         for queue in self.model.queues.values():
             assert view.queue(queue.key) == queue_info(queue)
+            paused = queue.settings.paused
+            assert view.ready(queue.key) == (0 if paused else len(queue.leasable()))
+            if queue.settings.max_leased_per_group is not None:
+                alike = [] if paused else [m for m in queue.leasable() if m.group in ("a", "c")]
+                assert view.ready(queue.key, ["a", "c", "a"]) == len(alike)
             assert pages(view, queue.key, "ready") == [shown(m) for m in queue.of("ready")]
             assert pages(view, queue.key, "delayed") == [shown(m, due_ms=m.due_ms) for m in queue.of("delayed")]
             assert pages(view, queue.key, "leased") == [
@@ -404,11 +669,40 @@ class MachineModel(RuleBasedStateMachine):
                 found = view.message(queue.key, message.priority, message.number)
                 assert found is not None
                 assert found[:7] == shown(message)[:7]
+        for key, name in self.model.partitioned.items():
+            of_name = [self.model.queues[one] for one in name.keys]
+            shown_name = view.queue(key)
+            assert shown_name is not None
+            assert (shown_name.number, shown_name.partitions, shown_name.created_index) == (
+                name.number,
+                len(of_name),
+                name.created_index,
+            )
+            assert shown_name.ready == sum(len(queue.of("ready")) for queue in of_name)
+            assert shown_name.enqueued == view.counted(key)["enqueued"] == sum(queue.enqueued for queue in of_name)
+            assert view.ready(key) == sum(view.ready(one) for one in name.keys)
         for namespace, names in groupby(sorted(self.model.queues), key=lambda key: key.partition("/")[0]):
             assert [info.key for info in view.queues(namespace)[0]] == list(names)
+        for key, topic in self.model.topics.items():
+            assert view.topic(key) == TopicRecord(key, topic.number, topic.created_index, topic.published)
+            assert view.subscriptions(key) == [
+                (queue, SubscriptionRecord(accepts.text, index))
+                for queue, (accepts, index) in sorted(topic.subscriptions.items())
+            ]
+        for key, (given, state) in self.model.schedules.items():
+            schedule = view.schedule(key)
+            assert schedule is not None
+            assert (schedule.given, schedule.state) == (given, state)
+        assert [one.key for one in view.schedules("default")[0]] == sorted(self.model.schedules)
+        for namespace, names in groupby(sorted(self.model.topics), key=lambda key: key.partition("/")[0]):
+            assert [topic.key for topic in view.topics(namespace)[0]] == list(names)
 
     @invariant()
     def what_is_due_is_known(self) -> None:
+        now_ms = self.clocks.wall_ms
+        ticks = [(state.next_ms, key) for key, (_, state) in self.model.schedules.items() if state.next_ms is not None]
+        due = [key for ms, key in sorted(ticks) if ms <= now_ms]
+        assert [one.key for one in self.leader.machine.schedules_due(now_ms, 9)] == due
         if not self.remains_before:
             lease_ms, wall_ms = self.model.next_due()
             earliest = min((ms for ms in (lease_ms, self.sparse_ms) if ms is not None), default=None)
@@ -447,6 +741,11 @@ def queue_info(queue: model.Queue) -> QueueInfo:
         released=queue.released,
         expired=queue.expired,
         duplicates=queue.duplicates,
+        removed=queue.removed,
+        redriven=queue.redriven,
+        dead_lettered=queue.dead_lettered,
+        discarded=queue.discarded,
+        rejected=queue.rejected,
         oldest_ready_ms=min((message.enqueued_at_ms for message in ready), default=None),
     )
 
@@ -454,6 +753,9 @@ def queue_info(queue: model.Queue) -> QueueInfo:
 @pytest.mark.timeout(600 + EXAMPLES)
 def test_the_machine_is_the_model_through_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raftq.storage.machine.batches.SPARSE_MS", 500)
+    monkeypatch.setattr("raftq.storage.machine.deadletters.MOVED_BYTES_MAX", 1_500)
+    monkeypatch.setattr("raftq.storage.machine.redrives.LOOKED_MAX", 5)
+    monkeypatch.setattr("raftq.storage.machine.redrives.LOOKED_BYTES_MAX", 6_000)
     run_state_machine_as_test(
         MachineModel,
         settings=settings(

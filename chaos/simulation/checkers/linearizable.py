@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from raftq.chaos.simulation import questions
 from raftq.chaos.simulation.history import History, Op, Seen, Violation, decoded, described, shown
 from raftq.storage.machine import commands
-from raftq.storage.machine.commands import Command, Expire, Incarnate, SetVersion, TakeDigest
+from raftq.storage.machine.commands import Command, Expire, Incarnate, SetVersion, TakeDigest, Tick
 from raftq.storage.machine.entries import Clocks
 from raftq.storage.machine.model import Model
 from raftq.storage.machine.ports import Meta
@@ -26,7 +26,7 @@ Place = tuple[int, int]
 
 _AFTER_ALL: Final = 1 << 62
 #: What nodes and operators propose.
-_OF_NODES: Final = (Expire, Incarnate, SetVersion, TakeDigest)
+_OF_NODES: Final = (Expire, Incarnate, SetVersion, TakeDigest, Tick)
 
 
 class Answer(NamedTuple):
