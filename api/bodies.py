@@ -26,7 +26,8 @@ ATTRIBUTES_BYTES_MAX = 8 * 1024
 #: Arrays and objects within each other. Python's own JSON reader, and others, give up at some depth.
 DEPTH_MAX = 64
 
-_PLAIN_HEAD = len(packing.PLAIN_JSON)
+#: Bytes before the body of a plain message.
+PLAIN_HEAD = len(packing.PLAIN_JSON)
 #: First bytes of msgpack's bin 8, 16 and 32.
 _BIN = b"\xc4\xc5\xc6"
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -117,11 +118,11 @@ def plain(given: Sequence[MessageGiven], request: bytes, limits: Limits) -> list
         for one in given
         if one.attributes is None and one.encoding is None and one.group is None
     ]
-    if len(packed) < len(given) or min(map(len, packed)) <= _PLAIN_HEAD:
+    if len(packed) < len(given) or min(map(len, packed)) <= PLAIN_HEAD:
         return None
-    if len(request) > limits.body_bytes and max(map(len, packed)) > limits.body_bytes + _PLAIN_HEAD:
+    if len(request) > limits.body_bytes and max(map(len, packed)) > limits.body_bytes + PLAIN_HEAD:
         return None
-    if not bytes([one[_PLAIN_HEAD] for one in packed]).translate(None, _SCALAR_BEGINS):
+    if not bytes([one[PLAIN_HEAD] for one in packed]).translate(None, _SCALAR_BEGINS):
         return packed
     # One is each message's own; what is left cannot make a body too deep.
     if request.count(b"[") + request.count(b"{") <= len(given) + DEPTH_MAX:
@@ -162,11 +163,15 @@ def _attributes(given: dict[str, Any], field: str) -> bytes:
     return text
 
 
+#: What `json_fields` gives of a plain message, with its body to be put in.
+PLAIN_FIELDS = b'"body":%b,"attributes":{},"group":null,"dead_letter":null'
+
+
 def json_fields(data: bytes) -> bytes:
     """`"body":...,"attributes":...,"group":...,"dead_letter":...` of a packed message, and `"encoding"` of a binary
     one."""
     if data.startswith(packing.PLAIN_JSON):
-        return b'"body":%b,"attributes":{},"group":null,"dead_letter":null' % data[_PLAIN_HEAD:]
+        return PLAIN_FIELDS % data[PLAIN_HEAD:]
     message = packing.unpack_message(data)
     body = b"%b" if message.kind == packing.JSON else b'"%b","encoding":"base64"'
     text = message.body if message.kind == packing.JSON else b64encode(message.body)

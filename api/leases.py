@@ -15,7 +15,7 @@ from raftq.api.reads import queue_of
 from raftq.api.schemas import milliseconds
 from raftq.api.waiters import Waiter
 from raftq.replication.shard import Committed, NotLeader, ShardError
-from raftq.storage.machine import commands, replies
+from raftq.storage.machine import commands, packing, replies
 from raftq.storage.machine.views import Delivery
 
 
@@ -158,22 +158,26 @@ def leased(call: Call, *granted: Committed | None) -> Answer:
 def _leased_json(reply: replies.Leased, messages: list[Delivery | None]) -> bytes:
     """The messages of a lease, without those that it held no longer when its request was repeated. Most differ only in
     number, slot and body: the rest is written once for a run of them."""
-    pieces: list[bytes] = []
+    texts: list[bytes] = []
     alike = None
-    before = receipt = fence = after = b""
+    plain = other = b""
     for slot, message in enumerate(messages):
         if message is None:
             continue
-        priority, number, deliveries, failures, enqueued_at_ms, data = message
-        if alike != (priority, deliveries, failures, enqueued_at_ms):
-            alike = priority, deliveries, failures, enqueued_at_ms
-            before = b',{"id":"%d-%d-' % (reply.queue_number, priority)
-            receipt = b'","receipt":"%d.%d.' % (reply.queue_number, reply.lease_id)
-            fence = b'","fence":%d,' % reply.lease_id
-            alike_json = b',"priority":%d,"deliveries":%d,"failures":%d,"enqueued_at_ms":%d' % alike
-            after = b'%b,"deadline_ms":%d}' % (alike_json, reply.deadline_ms)
-        pieces += (before, b"%d" % number, receipt, b"%d" % slot, fence, bodies.json_fields(data), after)
-    return b"".join(pieces)[1:]
+        shared = message.priority, message.deliveries, message.failures, message.enqueued_at_ms
+        if alike != shared:
+            alike = shared
+            ids = reply.queue_number, message.priority, reply.queue_number, reply.lease_id, reply.lease_id
+            before = b'{"id":"%d-%d-%%d","receipt":"%d.%d.%%d","fence":%d,' % ids
+            after = b',"priority":%d,"deliveries":%d,"failures":%d,"enqueued_at_ms":%d' % alike
+            after = b'%b,"deadline_ms":%d}' % (after, reply.deadline_ms)
+            plain, other = before + bodies.PLAIN_FIELDS + after, before + b"%b" + after
+        data = message.data
+        if data.startswith(packing.PLAIN_JSON):
+            texts.append(plain % (message.number, slot, data[bodies.PLAIN_HEAD :]))
+        else:
+            texts.append(other % (message.number, slot, bodies.json_fields(data)))
+    return b",".join(texts)
 
 
 def leased_fields(reply: replies.Leased, slot: int, one: Delivery) -> dict[str, Any]:

@@ -11,7 +11,7 @@ commits, and whether or not the process was restarted between any two.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from raftq.storage.machine import (
     dedup,
@@ -102,7 +102,7 @@ HANDLERS: dict[type[Command], Handler] = {
     Reject: leases.reject,
     Extend: leases.extend,
     Expire: expiry.expire,
-    DefineQueue: queues.define,
+    DefineQueue: partitions.define,
     DeleteQueue: queues.delete,
     TakeDigest: _take_digest,
     SetVersion: _set_version,
@@ -121,24 +121,6 @@ HANDLERS: dict[type[Command], Handler] = {
     DeleteSchedule: schedules.delete,
     Tick: schedules.tick,
 }
-
-_WITHOUT_REQUEST = (
-    Expire,
-    DefineQueue,
-    DeleteQueue,
-    TakeDigest,
-    SetVersion,
-    Incarnate,
-    DeleteMessage,
-    CancelRedrive,
-    DefineTopic,
-    DeleteTopic,
-    Subscribe,
-    Unsubscribe,
-    DefineSchedule,
-    DeleteSchedule,
-    Tick,
-)
 
 
 class Machine:
@@ -161,14 +143,15 @@ class Machine:
         state = self._state
         if meta.index != self._entry:
             self._begin(meta)
-        handler = partitions.handler(state, command) or HANDLERS[type(command)]
-        if isinstance(command, _WITHOUT_REQUEST) or command.request is None:
+        handler = (partitions.handler(state, command) if state.partitions else None) or HANDLERS[type(command)]
+        if getattr(command, "request", None) is None:
             return handler(state, meta, command)
-        reply = dedup.first_reply(state, meta, command)
+        repeatable = cast("dedup.Repeatable", command)
+        reply = dedup.first_reply(state, meta, repeatable)
         if reply is not None:
             return reply, []
         reply, effects = handler(state, meta, command)
-        dedup.remember_reply(state, meta, command, reply)
+        dedup.remember_reply(state, meta, repeatable, reply)
         return reply, effects
 
     def _begin(self, meta: Meta) -> None:

@@ -170,6 +170,8 @@ class Groups:
 
     def settle(self) -> None:
         """At the end of a command, before anybody is told what is ready."""
+        if not self.unsettled:
+            return
         for key, (queue, record) in self.unsettled.items():
             self._settle(queue, key, record)
         self.unsettled.clear()

@@ -99,7 +99,9 @@ def _count(part: Part) -> int:
     count = packing.count_valid(part.blob)
     if not 0 <= part.priority <= keys.PRIORITY_MAX:
         return 0
-    return 0 if any(ids is not None and len(ids) != count for ids in (part.dedup_ids, part.replace_keys)) else count
+    if part.dedup_ids is not None and len(part.dedup_ids) != count:
+        return 0
+    return 0 if part.replace_keys is not None and len(part.replace_keys) != count else count
 
 
 def _put_all(state: State, meta: Meta, queue: QueueRecord, part: Part, count: int) -> int:

@@ -159,11 +159,8 @@ def unpack(blob: bytes, first: int = 0, number: int | None = None, offset: int =
         ends.byteswap()
     base = offset + 4 + 4 * total
     start = base + (ends.pop(0) if first else 0)
-    out = []
-    for end in ends:
-        out.append(blob[start : base + end])
-        start = base + end
-    return out
+    stops = [base + end for end in ends]
+    return [blob[begin:stop] for begin, stop in zip([start, *stops], stops, strict=False)]
 
 
 def without(blob: bytes, gone: int, offset: int = 0) -> bytes:
@@ -179,7 +176,7 @@ def count_valid(blob: bytes) -> int:
     size = len(blob)
     if size < 8:
         return 0
-    number = count(blob)
+    number = int(_COUNT.unpack_from(blob)[0])
     if not 0 < number <= (size - 4) // 4 or int(_COUNT.unpack_from(blob, 4 * number)[0]) != size - 4 - 4 * number:
         return 0
     return number

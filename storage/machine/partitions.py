@@ -97,10 +97,6 @@ class Partitions:
 
 def handler(state: State, command: Command) -> Handler | None:
     """For a command that is about a partitioned name or a partition; None for the others."""
-    if isinstance(command, DefineQueue) and command.partitions is not None:
-        return define
-    if not state.partitions:
-        return None
     if isinstance(command, Transact):
         return transact
     key = getattr(command, "queue", None)
@@ -114,11 +110,13 @@ def handler(state: State, command: Command) -> Handler | None:
 
 
 def define(state: State, meta: Meta, command: DefineQueue) -> tuple[QueueDefined | Refused, list[Effect]]:
-    """Create all partitions, or change the settings of all."""
+    """Create all partitions, or change the settings of all; a queue without partitions as `queues` has it."""
     record = state.partitions.get(command.queue)
     count = command.partitions
+    if record is None and count is None:
+        return queues.define(state, meta, command)
     if record is None:
-        assert count is not None, command
+        assert count is not None
         if not command.create and state.queues.find(command.queue) is None:
             return Refused("unknown_queue", f"there is no queue {command.queue}"), []
         return _create(state, meta, command, count), []

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import merge
-from itertools import islice
+from itertools import islice, repeat
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
+from msgspec.structs import astuple
 
 from raftq.storage.machine import keys, leases, packing, records
 from raftq.storage.machine.commands import QueueSettings
@@ -42,7 +43,7 @@ Place = tuple[int, int]
 _COUNTED = COUNTS + TOTALS
 
 
-class Delivery(NamedTuple):
+class Delivery(msgspec.Struct, gc=False, frozen=True):
     priority: int
     number: int
     #: So far, this one included.
@@ -143,14 +144,20 @@ def _held(lease: LeaseRecord) -> Iterator[tuple[int, Piece, int]]:
 
 def _deliveries(piece: Piece, batch: Batch) -> list[Delivery]:
     data = packing.unpack(batch.value, piece.first - piece.batch, piece.count, BLOB_OFFSET)
-    priority, number, times, failures = piece.priority, piece.first, piece.deliveries, piece.failures
-    at_ms = batch.enqueued_at_ms
-    return [Delivery(priority, number + i, times, failures, at_ms, body) for i, body in enumerate(data)]
+    numbers = range(piece.first, piece.first + piece.count)
+    alike = repeat(piece.deliveries), repeat(piece.failures), repeat(batch.enqueued_at_ms)
+    return list(map(Delivery, repeat(piece.priority), numbers, *alike, data))
 
 
 def _delivery(batch: Batch, piece: Piece, number: int) -> Delivery:
     data = packing.unpack(batch.value, number - piece.batch, 1, BLOB_OFFSET)[0]
     return Delivery(piece.priority, number, piece.deliveries, piece.failures, batch.enqueued_at_ms, data)
+
+
+def _found(
+    delivery: Delivery, state: MessageState, due_ms: int | None = None, deadline_ms: int | None = None
+) -> Peeked:
+    return Peeked._make((*astuple(delivery), state, due_ms, deadline_ms))
 
 
 class View:
@@ -456,7 +463,7 @@ class View:
         for number in range(max(piece.first, low_number), piece.first + piece.count):
             if batch is None:
                 batch = self._state.batches.of(queue.number, piece)
-            yield Peeked(*_delivery(batch, piece, number), state, due_ms)
+            yield _found(_delivery(batch, piece, number), state, due_ms)
 
     def _leased_page(
         self, queue: QueueRecord, limit: int, first_lease: int, first_slot: int
@@ -488,13 +495,13 @@ class View:
                 if (held.priority, at) == (priority, number):
                     return self._leased(queue, lease, slot, held, number)
         batch = self._state.batches.of(queue.number, piece)
-        return Peeked(*_delivery(batch, piece, number), "leased")
+        return _found(_delivery(batch, piece, number), "leased")
 
     def _leased(self, queue: QueueRecord, lease: LeaseRecord, slot: int, piece: Piece, number: int) -> Peeked:
         passes_ms = next(ms for ms, bits in leases.deadlines(lease) if bits >> slot & 1)
         deadline_ms = self.wall_ms + passes_ms - self.lease_ms
         batch = self._state.batches.of(queue.number, piece)
-        return Peeked(*_delivery(batch, piece, number), "leased", None, deadline_ms)
+        return _found(_delivery(batch, piece, number), "leased", None, deadline_ms)
 
 
 def _parsed(cursor: str | None, start: tuple[int, int]) -> tuple[int, int]:
