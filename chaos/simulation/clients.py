@@ -66,8 +66,11 @@ IDS: Final = "default/ids"
 DEAD: Final = "default/dead"
 SCRATCH: Final = "default/scratch"
 GROUPED: Final = "default/grouped"
+PARTED: Final = "default/parted"
 TEMPORARY: Final = "other/temporary"
-QUEUES: Final = (HOT, HOT, JOBS, JOBS, JOBS, IDS, IDS, TEMPORARY, SCRATCH, GROUPED)
+QUEUES: Final = (HOT, HOT, JOBS, JOBS, JOBS, IDS, IDS, TEMPORARY, SCRATCH, GROUPED, PARTED)
+#: PARTED stands for these.
+PARTITIONS: Final = tuple(f"{PARTED}.{at}" for at in range(3))
 TOPIC: Final = "default/news"
 SCHEDULE: Final = "default/beat"
 
@@ -85,6 +88,9 @@ _SETTINGS: Final = {
     DEAD: QueueSettings(lease_ms=1_000),
     SCRATCH: QueueSettings(lease_ms=700, retention_ms=6_000, max_failures=2, max_messages=12, max_bytes=30_000),
     GROUPED: QueueSettings(lease_ms=800, max_leased_per_group=1),
+    PARTED: QueueSettings(
+        lease_ms=900, max_leased_per_group=2, dedup_window_ms=2_500, dead_letter_queue=DEAD, max_failures=2
+    ),
     TEMPORARY: QueueSettings(lease_ms=1_000, dedup_window_ms=0),
 }
 _GROUPS: Final = ("g1", "g2", "g3", "g4", "g5")
@@ -242,10 +248,10 @@ class _Client:
             body = b"%s-%d:" % (self.name.encode(), next(self._serial))
             size = dice.choice(_BODY_BYTES)
             attributes = dice.choice((b"", b"", b'{"color":"red"}', b'{"color":"blue"}'))
-            group = dice.choice(_GROUPS).encode() if queue == GROUPED and dice.random() < 0.9 else b""
+            group = dice.choice(_GROUPS).encode() if queue in (GROUPED, PARTED) and dice.random() < 0.9 else b""
             bodies = [b'"%s%d%s"' % (body, at, b"." * size) for at in range(number)]
             messages = [packing.pack_message(each, attributes=attributes, group=group) for each in bodies]
-            named = queue == IDS and dice.random() < 0.8
+            named = queue in (IDS, PARTED) and dice.random() < 0.8
             keyed = queue == SCRATCH and dice.random() < 0.4
             parts.append(
                 Part(
@@ -270,7 +276,7 @@ class _Client:
             request=self._request(0.4),
             max_bytes=(8 << 20) + int(self.name[1:]) * 1_000_000 + next(self._serial),
             settle=dice.random() < 0.06,
-            groups=dice.sample(_GROUPS, 2) if queue == GROUPED and dice.random() < 0.3 else None,
+            groups=dice.sample(_GROUPS, 2) if queue in (GROUPED, PARTED) and dice.random() < 0.3 else None,
         )
 
     def _redrive(self) -> Redrive:
@@ -287,6 +293,7 @@ class _Client:
 
     def _question(self, queue: str) -> Question:
         dice = self._dice
+        queue = dice.choice(PARTITIONS) if queue == PARTED else queue
         peek = Peek(queue, dice.choice(("ready", "delayed", "leased")), dice.choice((1, 5, 30)))
         find = Find(queue, dice.choice((0, 0, 4, 9)), dice.randrange(1, 300))
         rare = dice.choice((Names(queue.partition("/")[0]), LastRedrive(DEAD), Subscriptions(TOPIC), Ticks(SCHEDULE)))
@@ -379,7 +386,7 @@ class _Client:
             await self._write(DeleteMessage(queue, info.value[2].number, message[0], message[1]))
 
     async def _define(self, queue: str, settings: QueueSettings) -> None:
-        await self._write(DefineQueue(queue, settings))
+        await self._write(DefineQueue(queue, settings, partitions=len(PARTITIONS) if queue == PARTED else None))
 
     async def _define_schedule(self) -> None:
         """As if it had been due since 1970: what was missed of the last minute comes at once."""

@@ -446,6 +446,65 @@ def test_what_nobody_enqueued(run: Run) -> None:
     run.loses(b'"x"')
 
 
+def parted(run: Run) -> tuple[Enqueue, int]:
+    """Two messages of each of six groups in a queue of two partitions; and the number of the first partition."""
+    run.do(DefineQueue(Q, QueueSettings(max_leased_per_group=1, dead_letter_queue=DEAD), partitions=2))
+    blob = packing.pack([packing.pack_message(b'"%d"' % at, group=b"g%d" % (at % 6)) for at in range(12)])
+    ids = [f"id{at}" for at in range(12)]
+    number = run.machine.view().queue(f"{Q}.0").number  # type: ignore[union-attr]
+    return Enqueue(Q, [Part(0, 0, blob, None, ids)], Request("r", 1_000)), number
+
+
+def test_an_ordinary_life_in_partitions_is_no_violation(run: Run) -> None:
+    command, _ = parted(run)
+    assert len(set(run.do(command).numbers)) == 2
+    assert run.do(command).repeated
+    assert all(place[2] for place in run.do(msgspec.structs.replace(command, request=None)).places)
+    one, two = leased_one(run), leased_one(run)
+    assert one.queue_number != two.queue_number
+    run.do(Ack(Q, one.queue_number, slots(one, 0)))
+    run.do(Transact("default", [Nack(Q, two.queue_number, slots(two, 0)), Enqueue(Q, put("b").parts)]))
+    run.do(Reject(Q, two.queue_number, slots(leased_one(run), 0)))
+    run.do(Incarnate())
+    while run.do(Lease(Q, 9, settle=True)).ranges:
+        pass
+    run.rest()
+    run.loses(b'"b0"')
+
+
+def test_partitions_count_for_themselves(run: Run) -> None:
+    command, _ = parted(run)
+    run.do(command)
+    one, two = leased_one(run), leased_one(run)
+    wrong = Ack(Q, two.queue_number, slots(one, 0))
+    run.breaks("only the holder settles", wrong, results=[b"\0"])
+
+
+def test_a_message_of_a_partition_in_two_leases(run: Run) -> None:
+    command, _ = parted(run)
+    run.do(command)
+    one, _ = leased_one(run), leased_one(run)
+    again = [Range(0, one.ranges[0].first, 1, 2, 0)]
+    run.breaks("one live lease a message", Lease(Q, 1), ranges=again, queue_number=one.queue_number)
+
+
+def test_a_number_of_a_partition_given_twice(run: Run) -> None:
+    command, number = parted(run)
+    run.do(command)
+    other = Enqueue(Q, put("b").parts)
+    run.breaks("enqueue numbers", other, spans=None, places=[(0, 1, False)], numbers=[number])
+
+
+def test_a_message_that_leaves_its_partition(run: Run) -> None:
+    """Its dedup id is known in one partition alone."""
+    command, number = parted(run)
+    numbers = run.do(command).numbers
+    again = msgspec.structs.replace(command, request=None)
+    elsewhere = [sum({*numbers}) - each for each in numbers]
+    run.breaks("dedup ids", again, numbers=elsewhere)
+    assert number in numbers
+
+
 # At rest
 
 

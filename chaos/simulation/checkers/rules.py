@@ -93,8 +93,6 @@ class _Queue:
         self.waiting: defaultdict[str, defaultdict[int, deque[int]]] = defaultdict(lambda: defaultdict(deque))
         #: Messages leave the line without a reply that says which: replaced, too old, redriven.
         self.leaks = False
-        #: Messages come into it without a reply that says which: dead letters, redriven and published ones.
-        self.fed = False
         #: Lease id -> numbers by slot.
         self.leases: dict[int, list[int]] = {}
         #: Dedup id -> (until, (priority, number)).
@@ -110,6 +108,10 @@ class Rules:
 
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
+        #: Of names that stand for partitions, which are the queues here: name -> partition's number -> partition.
+        self._partitions: dict[str, dict[int, _Queue]] = {}
+        #: Queues that messages come into without a reply that says which: dead letters, redriven and published ones.
+        self._fed: set[str] = set()
         self._last_lease = 0
         #: By namespace, and by topic.
         self._transactions: defaultdict[str, _Requests] = defaultdict(dict)
@@ -139,11 +141,12 @@ class Rules:
             self._defined(command, reply)
         elif isinstance(command, DeleteQueue) and isinstance(reply, QueueDeleted):
             self._queues.pop(command.queue, None)
+            self._partitions.pop(command.queue, None)
             self._lossy.add(command.queue)
         elif isinstance(command, Transact) and isinstance(reply, Transacted):
             self._transacted(meta, command, reply)
         elif isinstance(command, Subscribe):
-            self._queue(command.queue, QueueSettings()).fed = True
+            self._fed.add(command.queue)
             self._subscribed[command.topic].add(command.queue)
         elif isinstance(command, Unsubscribe):
             self._subscribed[command.topic].discard(command.queue)
@@ -159,7 +162,7 @@ class Rules:
         elif isinstance(command, Tick) and isinstance(reply, Ticked):
             self._ticked(meta, command, reply)
         elif not isinstance(command, Expire) and hasattr(command, "queue"):
-            queue = self._queue(command.queue, QueueSettings())
+            queue = self._queue(command.queue)
             if not self._repeats(meta, queue.requests, command, reply):
                 self._judge(meta, queue, command, reply, given)
 
@@ -168,7 +171,7 @@ class Rules:
             self._enqueued(meta, queue, command, reply)
         elif isinstance(command, Lease) and isinstance(reply, Leased):
             if reply.ranges:
-                self._leased(meta, queue, command, reply, given)
+                self._leased(meta, self._partition(queue, reply.queue_number), command, reply, given)
         elif isinstance(command, PurgeQueue) and isinstance(reply, Purged):
             queue.messages.clear()
             queue.waiting.clear()
@@ -181,21 +184,31 @@ class Rules:
         elif isinstance(command, CancelRedrive) and isinstance(reply, Redriving):
             pass
         elif isinstance(reply, Settled):
-            self._settled(meta, queue, command, reply)
+            self._settled(meta, self._partition(queue, command.queue_number), command, reply)
         else:
             raise Violation("replies", f"{command} at {_at(meta)} was answered {reply}")
 
-    def _queue(self, key: str, settings: QueueSettings) -> _Queue:
+    def _queue(self, key: str) -> _Queue:
         queue = self._queues.get(key)
         if queue is None:
-            queue = self._queues[key] = _Queue(key, settings)
+            queue = self._queues[key] = _Queue(key, QueueSettings())
         return queue
+
+    def _partition(self, queue: _Queue, number: int) -> _Queue:
+        """The partition that has the number, when the queue's key stands for several."""
+        partitions = self._partitions.get(queue.key)
+        if partitions is None:
+            return queue
+        return partitions.setdefault(number, _Queue(queue.key, queue.settings))
 
     def _defined(self, command: DefineQueue, reply: QueueDefined) -> None:
         settings = command.settings if reply.settings is None else reply.settings
-        queue = self._queue(command.queue, settings)
-        queue.settings = settings
-        queue.leaks = queue.leaks or settings.retention_ms is not None
+        queue = self._queue(command.queue)
+        if command.partitions is not None:
+            self._partitions.setdefault(command.queue, {})
+        for one in (queue, *self._partitions.get(command.queue, {}).values()):
+            one.settings = settings
+            one.leaks = one.leaks or settings.retention_ms is not None
         if settings.dead_letter_queue is not None:
             self._feed(queue.key, settings.dead_letter_queue)
         elif settings.max_failures is not None or settings.retention_ms is not None:
@@ -203,7 +216,7 @@ class Rules:
 
     def _feed(self, key: str, target: str) -> None:
         self._moves[key].add(target)
-        self._queue(target, QueueSettings()).fed = True
+        self._fed.add(target)
 
     def _redriven(self, queue: _Queue, command: Redrive) -> None:
         queue.leaks = True
@@ -230,7 +243,8 @@ class Rules:
         self._settled_for_good[message.body] += 1
 
     def _end_leases(self) -> None:
-        for queue in self._queues.values():
+        partitions = [each for name in self._partitions.values() for each in name.values()]
+        for queue in (*self._queues.values(), *partitions):
             for message in queue.messages.values():
                 message.held = False
 
@@ -269,12 +283,12 @@ class Rules:
             return
         enqueued = iter(reply.enqueued)
         for operation in command.operations:
-            queue = self._queue(operation.queue, QueueSettings())
+            queue = self._queue(operation.queue)
             if isinstance(operation, Enqueue):
                 self._enqueued(meta, queue, operation, next(enqueued))
             else:
                 done = Settled([bytes([DONE]) * len(named.slots) for named in operation.leases])
-                self._settled(meta, queue, operation, done)
+                self._settled(meta, self._partition(queue, operation.queue_number), operation, done)
 
     # Schedules
 
@@ -288,8 +302,7 @@ class Rules:
         [data] = packing.unpack(given.part.blob)
         body = self._beats[command.schedule] = packing.unpack_message(data).body
         targets = {given.queue} if given.queue is not None else self._subscribed[given.topic or ""]
-        for key in targets:
-            self._queue(key, QueueSettings()).fed = True
+        self._fed |= targets
         self._entered[body] |= targets | {command.schedule}
         self._lossy.add(command.schedule)
 
@@ -329,8 +342,12 @@ class Rules:
         places, asked = list(_places(reply)), _asked(command.parts)
         if len(places) != len(asked):
             raise Violation("replies", f"{command} at {_at(meta)} was answered {reply}")
+        name, numbers = queue, reply.numbers or [reply.queue_number] * len(places)
         window_ms = queue.settings.dedup_window_ms
-        for (_, part, dedup_id, data), place in sorted(zip(asked, places, strict=True), key=lambda pair: pair[0][0]):
+        for (_, part, dedup_id, data), place, queue_number in sorted(
+            zip(asked, places, numbers, strict=True), key=lambda each: each[0][0]
+        ):
+            queue = self._partition(name, queue_number)
             priority, number, duplicate = place
             first: tuple[int, int] | None = None
             if dedup_id is not None and window_ms > 0:
@@ -388,11 +405,10 @@ class Rules:
             queue.leases[lease_id] = numbers
         self._check_groups(meta, queue, lease_id)
 
-    @staticmethod
-    def _message(queue: _Queue, number: int, priority: int, given: Delivery | None) -> _Message | None:
+    def _message(self, queue: _Queue, number: int, priority: int, given: Delivery | None) -> _Message | None:
         """One that came without a reply that says so is known from its first delivery on."""
         message = queue.messages.get(number)
-        if message is None and queue.fed and given is not None:
+        if message is None and queue.key in self._fed and given is not None:
             found = packing.unpack_message(given.data)
             message = queue.messages[number] = _Message(priority, 0, found.body, found.group)
         return message
