@@ -1,7 +1,7 @@
 # What a developer does, by name. `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format types contracts bench failover steady catchup stream filecopy compared deadletters power rolling simulate teeth ci-cluster docs clean
+.PHONY: help setup run test lint format types contracts bench failover steady catchup stream scale stalls filecopy compared deadletters power rolling simulate teeth ci-cluster docs clean
 
 DATA ?= data
 MINUTES ?= 10
@@ -53,6 +53,9 @@ steady: setup ## Full load for MINUTES=10: no election without a fault
 
 catchup: setup ## Measure how a follower that lacks MESSAGES=1000000, and an empty node, catch up under load
 	.venv/bin/python -m raftq.bench catchup --data $(DATA) $(if $(MESSAGES),--messages $(MESSAGES))
+
+stalls: setup ## Measure the dearest entries, MESSAGES=1000000 touched in steps, as one node applies them
+	.venv/bin/python -m raftq.bench stalls --data $(DATA) $(if $(MESSAGES),--messages $(MESSAGES))
 
 stream: setup ## Measure enqueues on one WebSocket beside single POSTs
 	.venv/bin/python -m raftq.bench stream --data $(DATA)

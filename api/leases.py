@@ -64,8 +64,8 @@ async def take(call: Call, command: commands.Lease, wait_seconds: float) -> Comm
 
 async def _from_others(call: Call, command: commands.Lease, first: Committed, partitions: int) -> list[Committed]:
     """`first`, and what further partitions give until there are as many messages and bytes as one lease may have. With
-    a request id each lease has one of its own, made of it, so that a retry gets all of them again."""
-    granted = [first]
+    a request id each lease has one of its own, made of it: a retry gets all of them again, and no more."""
+    granted, again = [first], first.reply.repeated
     for at in range(1, partitions):
         taken = [one for each in granted for one in each.messages or ()]
         left = command.max - len(taken)
@@ -76,7 +76,8 @@ async def _from_others(call: Call, command: commands.Lease, first: Committed, pa
             break
         request = asked and commands.Request(f"{asked.id}\0{at}", asked.keep_ms)
         try:
-            more = await _grant(call, replace(command, max=left, max_bytes=bytes_left, request=request))
+            of_next = replace(command, max=left, max_bytes=bytes_left, request=request, only_again=again)
+            more = await _grant(call, of_next)
         except (ShardError, problems.Problem):
             break  # what is leased already is given
         except ConnectionResetError:

@@ -36,11 +36,17 @@ def _fits(packed: Sequence[bytes]) -> bool:
 
 
 def _groups(given: Sequence[MessageGiven]) -> list[list[int]]:
-    """The places of the messages of each priority and delay, in order."""
-    groups: dict[tuple[int, float | None], list[int]] = {}
+    """The places of the messages of each priority, in their order, and anew where the delay changes: so messages of one
+    priority are numbered in the order of the request."""
+    groups: list[list[int]] = []
+    of_priority: dict[int, list[int]] = {}
     for place, message in enumerate(given):
-        groups.setdefault((message.priority, message.delay_seconds), []).append(place)
-    return list(groups.values())
+        group = of_priority.get(message.priority)
+        if group is None or given[group[-1]].delay_seconds != message.delay_seconds:
+            group = of_priority[message.priority] = []
+            groups.append(group)
+        group.append(place)
+    return groups
 
 
 def _split(places: list[int], packed: Sequence[bytes]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""`python -m raftq.bench load | failover | steady | catchup | stream | scale`: what `make bench` and the like run.
+"""`python -m raftq.bench load`, `failover`, `steady` and so on: what `make bench` and the like run.
 
 Prints each step, then each bar with its verdict; writes the JSON and the page. The exit code is 0 whether bars are met
 or not: a figure that falls short is a result. It is 1 when the cluster failed, since then there is no figure.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raftq.bench import catchup, cluster, failover, load, measure, page, scale, scenarios, steady, stream
+from raftq.bench import catchup, cluster, failover, load, measure, page, scale, scenarios, stalls, steady, stream
 from raftq.bench.bars import Bar
 from raftq.bench.report import Report, save
 
@@ -73,6 +73,11 @@ def measured_scale(options: argparse.Namespace) -> Measured:
     return outcome, bars, scale.body(outcome)
 
 
+def measured_stalls(options: argparse.Namespace) -> Measured:
+    outcome, bars = stalls.run(options.data, messages=options.messages, say=say)
+    return outcome, bars, stalls.body(outcome)
+
+
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -96,6 +101,8 @@ def parser() -> argparse.ArgumentParser:
     six = _command(commands, "scale", "a million messages, a hundred thousand queues, acks in no order", measured_scale)
     six.add_argument("--messages", type=int, default=1_000_000, help="in one queue")
     six.add_argument("--queues", type=int, default=100_000, help="of 10 messages each")
+    seven = _command(commands, "stalls", "the dearest entries, applied by one node", measured_stalls)
+    seven.add_argument("--messages", type=int, default=1_000_000, help="in one queue")
     return top
 
 

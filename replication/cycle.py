@@ -649,18 +649,19 @@ class RaftShard:
         effects: list[Effect] = []
         budget = self.config.apply_bytes
         before_index, began = engine.applied_index, self._monotonic()
+        until = began + self.config.apply_seconds
         self._proposals.committed(engine.commit_index)
         while engine.applied_index < engine.commit_index and not self._digests.due:
             if budget < 0:
                 self._loop.call_later(0, self._schedule)
                 break
             for command, index, term in journal.entries(engine.applied_index + 1, 256 * 1024, 256):
-                if index > engine.commit_index or self._digests.due:
+                if index > engine.commit_index or self._digests.due or budget < 0:
                     break
-                budget -= len(command)
                 before = engine.memberships.base
                 self._apply_entry(command, index, term, effects)
                 engine.applied(index)
+                budget = -1 if self._monotonic() > until else budget - len(command)
                 self._check_removed(before)
                 if self._rode_since is None:
                     self._rode_since = self._monotonic()

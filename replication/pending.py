@@ -14,6 +14,7 @@ from typing import Any
 from raftq.replication.shard import Committed, NotLeader, OutcomeUnknown, Overloaded
 from raftq.replication.shard_config import ShardConfig
 from raftq.replication.stages import Stages
+from raftq.storage.machine.commands import weight
 from raftq.storage.machine.views import View
 
 #: None for what the shard itself proposes.
@@ -26,8 +27,8 @@ class Proposals:
     def __init__(self, config: ShardConfig, clock: Callable[[], float], stages: Stages) -> None:
         """`clock` gives monotonic seconds."""
         self._config, self._clock, self._stages = config, clock, stages
-        #: (command, who waits for it, when it came)
-        self._queue: deque[tuple[bytes, Waiter, float]] = deque()
+        #: (command, its weight, who waits for it, when it came)
+        self._queue: deque[tuple[bytes, int, Waiter, float]] = deque()
         self._queued_bytes = 0
         self._entered: dict[int, list[Waiter]] = {}
         #: (index, bytes, when its first command came, when it was made) of the entries that are not committed.
@@ -50,7 +51,7 @@ class Proposals:
             raise Overloaded(f"{len(self._queue)} operations of {self._queued_bytes} bytes are waiting")
 
     def add(self, command: bytes, waiter: Waiter) -> None:
-        self._queue.append((command, waiter, self._clock()))
+        self._queue.append((command, weight(command), waiter, self._clock()))
         self._queued_bytes += len(command)
 
     def enter(self, index: int) -> list[bytes]:
@@ -59,14 +60,20 @@ class Proposals:
         queue = self._queue
         if not queue or self._uncommitted_bytes > self._config.uncommitted_bytes:
             return []
-        size, came, now = 0, queue[0][2], self._clock()
+        size = weighs = 0
+        came, now = queue[0][3], self._clock()
         batch: list[bytes] = []
         waiters: list[Waiter] = []
-        while queue and (not batch or size + len(queue[0][0]) <= self._config.entry_bytes):
-            command, waiter, _ = queue.popleft()
+        while queue:
+            command, more, waiter, _ = queue[0]
+            full = size + len(command) > self._config.entry_bytes or weighs + more > self._config.entry_weight
+            if batch and full:
+                break
+            queue.popleft()
             batch.append(command)
             waiters.append(waiter)
             size += len(command)
+            weighs += more
         self._queued_bytes -= size
         self._entered[index] = waiters
         self._uncommitted.append((index, size, came, now))
@@ -101,7 +108,7 @@ class Proposals:
         """What never reached the log certainly was not applied."""
         queue, self._queue = self._queue, deque()
         self._queued_bytes = 0
-        _end((waiter for _, waiter, _ in queue if waiter is not None), lambda: NotLeader(leader))
+        _end((waiter for _, _, waiter, _ in queue if waiter is not None), lambda: NotLeader(leader))
 
 
 class Reads:

@@ -33,7 +33,9 @@ class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
     flow: Flow = Flow()
     disk_reserve_bytes: int = 256 * 1024 * 1024
     #: One entry gathers at most this many bytes of commands, or one larger command.
-    entry_bytes: int = 1024 * 1024
+    entry_bytes: int = 512 * 1024
+    #: And so much work (`commands.weight`), or one command that is more: applying it keeps every node from all else.
+    entry_weight: int = 1_000
     #: Waiting to be put into an entry; beyond it `Overloaded`.
     waiting_bytes: int = 64 * 1024 * 1024
     waiting_commands: int = 20_000
@@ -58,3 +60,4 @@ class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
     chunk_bytes: int = CHUNK_BYTES
     #: Applied in one go, before the loop gets a pass.
     apply_bytes: int = 4 * 1024 * 1024
+    apply_seconds: float = 0.02

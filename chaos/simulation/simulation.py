@@ -350,6 +350,7 @@ def _limits(scheduler: Scheduler, weather: Weather | None) -> dict[str, Any]:
         ),
         "disk_reserve_bytes": 1,
         "entry_bytes": between(100, 20_000),
+        "entry_weight": between(2, 1_000),
         "waiting_commands": between(2, 200),
         "uncommitted_bytes": between(300, 100_000),
         "tail_bytes": between(500, 100_000),

@@ -1,8 +1,9 @@
 """The commands of the queue state machine: what a log entry may ask for.
 
-Each command is a msgspec struct encoded as a msgpack array whose first element is its tag. The tag is the version: a
-command that changes its meaning or its fields gets a new tag, and a node that meets a tag it does not know stops
-(`UnknownCommand`) instead of skipping it. New optional fields may be added at the end.
+Each command is a msgspec struct encoded as a msgpack array whose first element is its tag. The tag is the version: once
+a release has it, a command that changes its meaning or its fields gets a new tag, and leaders use that from the machine
+version on that brought it (`SetVersion`). A node that meets a tag, or a field, that it does not know stops
+(`UnknownCommand`) instead of skipping it.
 
 Commands hold what the leader decided (sizes, limits and names were validated at the front end); nothing here is taken
 from a clock or a random source while it is applied.
@@ -29,7 +30,7 @@ def unknown_version(version: int, version_max: int) -> UnknownCommand:
     )
 
 
-class Part(msgspec.Struct, array_like=True, gc=False):
+class Part(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     """Messages of one enqueue that share a priority and a delay, packed by `storage.machine.packing.pack`."""
 
     #: 0 to 9, higher is delivered first.
@@ -46,14 +47,14 @@ class Part(msgspec.Struct, array_like=True, gc=False):
     replace_keys: list[str | None] | None = None
 
 
-class Request(msgspec.Struct, array_like=True, gc=False):
+class Request(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     """The name of a retryable request. The first reply is kept for `keep_ms` of wall time and repeated to retries."""
 
     id: str
     keep_ms: int
 
 
-class Enqueue(msgspec.Struct, array_like=True, tag=1, gc=False):
+class Enqueue(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=1, gc=False):
     queue: QueueKey
     parts: list[Part]
     request: Request | None = None
@@ -61,7 +62,7 @@ class Enqueue(msgspec.Struct, array_like=True, tag=1, gc=False):
     auto_create: bool = True
 
 
-class Lease(msgspec.Struct, array_like=True, tag=2, gc=False):
+class Lease(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=2, gc=False):
     queue: QueueKey
     #: 1 to 1,000 messages at most.
     max: int
@@ -74,23 +75,25 @@ class Lease(msgspec.Struct, array_like=True, tag=2, gc=False):
     settle: bool = False
     #: Messages with one of these group keys alone. Refused (`invalid`) where the queue has no `max_leased_per_group`.
     groups: list[str] | None = None
+    #: Nothing but what the request was given before.
+    only_again: bool = False
 
 
-class Slots(msgspec.Struct, array_like=True, gc=False):
+class Slots(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
     """Receipts of one lease: `slots[i]` is the position of a message in the lease's order. At most once each."""
 
     lease_id: int
     slots: list[int]
 
 
-class Ack(msgspec.Struct, array_like=True, tag=3, gc=False):
+class Ack(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=3, gc=False):
     queue: QueueKey
     queue_number: int
     leases: list[Slots]
     request: Request | None = None
 
 
-class Nack(msgspec.Struct, array_like=True, tag=4, gc=False):
+class Nack(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=4, gc=False):
     """Counts a failure, and returns the messages after `delay_ms`."""
 
     queue: QueueKey
@@ -101,7 +104,7 @@ class Nack(msgspec.Struct, array_like=True, tag=4, gc=False):
     request: Request | None = None
 
 
-class Release(msgspec.Struct, array_like=True, tag=5, gc=False):
+class Release(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=5, gc=False):
     """Returns the messages unharmed, ready at once: no failure is counted."""
 
     queue: QueueKey
@@ -110,7 +113,7 @@ class Release(msgspec.Struct, array_like=True, tag=5, gc=False):
     request: Request | None = None
 
 
-class Extend(msgspec.Struct, array_like=True, tag=6, gc=False):
+class Extend(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=6, gc=False):
     """Moves the messages' deadline to `lease_ms` from now."""
 
     queue: QueueKey
@@ -120,7 +123,7 @@ class Extend(msgspec.Struct, array_like=True, tag=6, gc=False):
     request: Request | None = None
 
 
-class Expire(msgspec.Struct, array_like=True, tag=7, gc=False):
+class Expire(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=7, gc=False):
     """One bounded step of everything that is due: leases past their deadline, delays, dedup ids and requests past
     their window, the remains of deleted queues, and sparse batches. Proposed by the leader when `Machine.next_due` says
     so."""
@@ -129,7 +132,7 @@ class Expire(msgspec.Struct, array_like=True, tag=7, gc=False):
     limit: int = 1000
 
 
-class Backoff(msgspec.Struct, array_like=True, gc=False, frozen=True):
+class Backoff(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, frozen=True):
     """How long a nack without a delay keeps a message back: `initial_ms` after its first failure, times
     `factor_milli / 1000` (1,000: always the same) after each further one, `max_ms` at most."""
 
@@ -146,7 +149,7 @@ MAX_FAILURES = 20
 WITHOUT_GROUPS = "the queue does not keep groups: set its max_leased_per_group while it is empty"
 
 
-class QueueSettings(msgspec.Struct, array_like=True, gc=False, frozen=True):
+class QueueSettings(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, frozen=True):
     """What a queue was defined with. None is no limit. Fields are only ever added at the end."""
 
     lease_ms: int = 30_000
@@ -174,7 +177,7 @@ class QueueSettings(msgspec.Struct, array_like=True, gc=False, frozen=True):
         return self.max_failures
 
 
-class DefineQueue(msgspec.Struct, array_like=True, tag=8, gc=False):
+class DefineQueue(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=8, gc=False):
     """Creates the queue, or changes the settings of the one that is there. Idempotent."""
 
     queue: QueueKey
@@ -187,18 +190,18 @@ class DefineQueue(msgspec.Struct, array_like=True, tag=8, gc=False):
     partitions: int | None = None
 
 
-class DeleteQueue(msgspec.Struct, array_like=True, tag=9, gc=False):
+class DeleteQueue(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=9, gc=False):
     queue: QueueKey
 
 
-class PurgeQueue(msgspec.Struct, array_like=True, tag=14, gc=False):
+class PurgeQueue(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=14, gc=False):
     """Removes all messages of the queue, delayed and leased ones too. Receipts and message ids of before are gone."""
 
     queue: QueueKey
     request: Request | None = None
 
 
-class DeleteMessage(msgspec.Struct, array_like=True, tag=15, gc=False):
+class DeleteMessage(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=15, gc=False):
     """Removes one message that is ready or delayed; a leased one is refused (`Refused("leased")`)."""
 
     queue: QueueKey
@@ -207,7 +210,7 @@ class DeleteMessage(msgspec.Struct, array_like=True, tag=15, gc=False):
     number: int
 
 
-class Redrive(msgspec.Struct, array_like=True, tag=16, gc=False):
+class Redrive(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=16, gc=False):
     """Begins to move the queue's ready messages, dead letters as a rule, to another queue. One at a time for a queue
     (`Refused("redrive_runs")`); limits are at least 1."""
 
@@ -225,7 +228,7 @@ class Redrive(msgspec.Struct, array_like=True, tag=16, gc=False):
     request: Request | None = None
 
 
-class CancelRedrive(msgspec.Struct, array_like=True, tag=17, gc=False):
+class CancelRedrive(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=17, gc=False):
     """Ends the queue's redrive; what was moved stays moved."""
 
     queue: QueueKey
@@ -235,7 +238,7 @@ class CancelRedrive(msgspec.Struct, array_like=True, tag=17, gc=False):
 REASON_BYTES_MAX = 1024
 
 
-class Reject(msgspec.Struct, array_like=True, tag=13, gc=False):
+class Reject(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=13, gc=False):
     """Dead-letters the messages at once, without counting a failure."""
 
     queue: QueueKey
@@ -250,7 +253,7 @@ class Reject(msgspec.Struct, array_like=True, tag=13, gc=False):
 Operation = Enqueue | Ack | Nack | Release | Reject
 
 
-class Transact(msgspec.Struct, array_like=True, tag=18, gc=False):
+class Transact(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=18, gc=False):
     """All of the operations, in their order, or none of them when one cannot be done as a whole: a receipt that holds
     no message any more, an unknown or full queue. At most 1,000 messages and 1,000 receipts together."""
 
@@ -265,19 +268,19 @@ class Transact(msgspec.Struct, array_like=True, tag=18, gc=False):
 TopicKey = str
 
 
-class DefineTopic(msgspec.Struct, array_like=True, tag=19, gc=False):
+class DefineTopic(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=19, gc=False):
     """Creates the topic unless it exists."""
 
     topic: TopicKey
 
 
-class DeleteTopic(msgspec.Struct, array_like=True, tag=20, gc=False):
+class DeleteTopic(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=20, gc=False):
     """Removes the topic and its subscriptions. What was published stays in the queues."""
 
     topic: TopicKey
 
 
-class Subscribe(msgspec.Struct, array_like=True, tag=21, gc=False):
+class Subscribe(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=21, gc=False):
     """Subscribes the queue, which is created if it does not exist, or changes the filter of its subscription."""
 
     topic: TopicKey
@@ -287,12 +290,12 @@ class Subscribe(msgspec.Struct, array_like=True, tag=21, gc=False):
     filter: bytes = b"{}"
 
 
-class Unsubscribe(msgspec.Struct, array_like=True, tag=22, gc=False):
+class Unsubscribe(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=22, gc=False):
     topic: TopicKey
     queue: QueueKey
 
 
-class Publish(msgspec.Struct, array_like=True, tag=23, gc=False):
+class Publish(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=23, gc=False):
     """Enqueues the messages into every subscribed queue whose filter takes them, into all or none. Bounded by messages
     and bytes times subscriptions, see `storage.machine.publishing`."""
 
@@ -305,7 +308,7 @@ class Publish(msgspec.Struct, array_like=True, tag=23, gc=False):
 ScheduleKey = str
 
 
-class Schedule(msgspec.Struct, array_like=True, gc=False, frozen=True):
+class Schedule(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, frozen=True):
     """What a schedule was defined with."""
 
     #: Five fields of cron, as clocks in the time zone show (a name of the IANA database); None: an interval.
@@ -323,7 +326,7 @@ class Schedule(msgspec.Struct, array_like=True, gc=False, frozen=True):
     paused: bool = False
 
 
-class DefineSchedule(msgspec.Struct, array_like=True, tag=24, gc=False):
+class DefineSchedule(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=24, gc=False):
     """Creates the schedule, or changes the one that is there, whose counts stay."""
 
     schedule: ScheduleKey
@@ -332,11 +335,11 @@ class DefineSchedule(msgspec.Struct, array_like=True, tag=24, gc=False):
     next_ms: int | None
 
 
-class DeleteSchedule(msgspec.Struct, array_like=True, tag=25, gc=False):
+class DeleteSchedule(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=25, gc=False):
     schedule: ScheduleKey
 
 
-class Tick(msgspec.Struct, array_like=True, tag=26, gc=False):
+class Tick(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=26, gc=False):
     """Enqueues the message of a schedule. Proposed by the leader when `Machine.schedules_due` says so; does nothing
     unless `due_ms` is when the schedule's next tick is due."""
 
@@ -351,18 +354,18 @@ class Tick(msgspec.Struct, array_like=True, tag=26, gc=False):
     skipped: int = 0
 
 
-class TakeDigest(msgspec.Struct, array_like=True, tag=10, gc=False):
+class TakeDigest(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=10, gc=False):
     """A mark in the log: every node states the digest of its tables as they are right after the mark's entry."""
 
 
-class SetVersion(msgspec.Struct, array_like=True, tag=11, gc=False):
+class SetVersion(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=11, gc=False):
     """From this command on the rules of that machine version apply, on all nodes. Never goes back. A node that does not
     know the version stops (`UnknownCommand`): propose it when every member can run it."""
 
     version: int
 
 
-class Incarnate(msgspec.Struct, array_like=True, tag=12, gc=False):
+class Incarnate(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=12, gc=False):
     """A new incarnation of the cluster, after a restore or a forced recovery: what was leased is ready again, and no
     receipt or fence that was given before, here or by the cluster that this one replaces, is ever given again."""
 
@@ -418,3 +421,35 @@ def grows(command: bytes) -> bool:
         return tag in (1, 23)  # Enqueue, Publish
     transact = decode(command)
     return isinstance(transact, Transact) and any(isinstance(one, Enqueue) for one in transact.operations)
+
+
+def weight(command: bytes) -> int:
+    """About how much there is to do for an encoded command, where 1 is a small enqueue or ack, some 15 us."""
+    if command[1] == 1 and len(command) < _PLAIN_BYTES:
+        return 1
+    return _weight(decode(command))
+
+
+#: An enqueue of fewer bytes cannot name many messages.
+_PLAIN_BYTES = 256
+
+
+def _weight(command: Command) -> int:
+    match command:
+        case Enqueue():
+            return 1 + sum(map(_named, command.parts))
+        case Publish():
+            return 1 + 8 * sum(map(_named, command.parts))
+        case Lease():
+            return 1 + command.max // 8
+        case Ack() | Nack() | Release() | Reject() | Extend():
+            return 1 + len(command.leases) + sum(len(named.slots) for named in command.leases) // 10
+        case Transact():
+            return sum(map(_weight, command.operations))
+        case _:
+            return 1
+
+
+def _named(part: Part) -> int:
+    """A replace key takes several times what a dedup id does."""
+    return len(part.dedup_ids or ()) // 4 + 2 * len(part.replace_keys or ())

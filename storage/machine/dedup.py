@@ -60,14 +60,22 @@ def first_message(state: State, meta: Meta, queue: QueueRecord, dedup_id: str) -
     return record if record.expires_ms > meta.wall_ms else None
 
 
-def remember_message(state: State, meta: Meta, queue: QueueRecord, dedup_id: str, priority: int, number: int) -> None:
+def claim(
+    state: State, meta: Meta, queue: QueueRecord, dedup_id: str, priority: int, number: int
+) -> DedupRecord | None:
+    """The message that was enqueued with this id within the window; None when the new one is the first, which is
+    remembered."""
     key = keys.dedup(queue.ids, dedup_id)
-    passed = state.txn.get(key)
-    if passed is not None:
-        state.wall.remove(records.decode_dedup(passed).expires_ms, key)
+    value = state.txn.get(key)
+    if value is not None:
+        record = records.decode_dedup(value)
+        if record.expires_ms > meta.wall_ms:
+            return record
+        state.wall.remove(record.expires_ms, key)
     expires_ms = keys.after(meta.wall_ms, queue.settings.dedup_window_ms)
     state.txn.put(key, records.encode(DedupRecord(priority, number, expires_ms)))
     state.wall.add(expires_ms, key)
+    return None
 
 
 def first_reply(state: State, meta: Meta, command: Repeatable) -> Reply | None:

@@ -44,7 +44,7 @@ def lease(state: State, meta: Meta, command: Lease) -> tuple[Leased | Refused, l
         return queues.unknown(command.queue)
     if command.groups is not None and queue.settings.max_leased_per_group is None:
         return Refused("invalid", f"groups: {WITHOUT_GROUPS}"), []
-    if queue.settings.paused or not queue.leasable or command.max <= 0:
+    if queue.settings.paused or not queue.leasable or command.max <= 0 or command.only_again:
         return Leased(queue.number, 0, [], 0), []
     if command.groups is None:
         pieces = state.places.take(queue, command.max, command.max_bytes)

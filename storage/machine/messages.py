@@ -197,13 +197,11 @@ def _put_new(state: State, meta: Meta, queue: QueueRecord, part: Part, dedup_ids
     places: list[Place] = []
     new: list[int] = []
     for at, dedup_id in enumerate(dedup_ids):
-        known = None if dedup_id is None else dedup.first_message(state, meta, queue, dedup_id)
+        number = queue.next_number + len(new)
+        known = None if dedup_id is None else dedup.claim(state, meta, queue, dedup_id, part.priority, number)
         if known is not None:
             places.append((known.priority, known.number, True))
             continue
-        number = queue.next_number + len(new)
-        if dedup_id is not None:
-            dedup.remember_message(state, meta, queue, dedup_id, part.priority, number)
         places.append((part.priority, number, False))
         new.append(at)
     queue.duplicates += len(dedup_ids) - len(new)

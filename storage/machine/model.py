@@ -409,14 +409,14 @@ class Model:
         """None when the command has nothing to do with partitions."""
         key = getattr(command, "queue", "")
         name = self.partitioned.get(key)
-        if isinstance(command, DefineQueue) and name is None and command.partitions is not None:
-            if not command.create and key not in self.queues:
-                return Refused("unknown_queue", f"there is no queue {key}")
-            return self._create_partitions(meta, command, command.partitions)
         if isinstance(command, DefineQueue | DeleteQueue) and name is None and self._is_partition(key):
             owner = key.rpartition(".")[0].partition("/")[2]
             detail = f"it is a partition: change or delete {owner}, and all of its partitions with it"
             return Refused("partition", detail)
+        if isinstance(command, DefineQueue) and name is None and command.partitions is not None:
+            if not command.create and key not in self.queues:
+                return Refused("unknown_queue", f"there is no queue {key}")
+            return self._create_partitions(meta, command, command.partitions)
         if name is None or isinstance(command, Subscribe | Unsubscribe):
             return None
         if isinstance(command, Redrive | CancelRedrive):
@@ -462,10 +462,6 @@ class Model:
         key = command.queue
         if not 1 <= count <= 64:
             return Refused("invalid", "partitions: is a number from 1 to 64")
-        if self._is_partition(key):
-            owner = key.rpartition(".")[0].partition("/")[2]
-            detail = f"it is a partition: change or delete {owner}, and all of its partitions with it"
-            return Refused("partition", detail)
         partitions = [f"{key}.{at}" for at in range(count)]
         for one in [key, *partitions]:
             if one in self.queues or (one != key and one in self.partitioned):
@@ -908,7 +904,7 @@ class Model:
             if taken and size > command.max_bytes:
                 break
             taken.append(message)
-        if not taken or queue.settings.paused:
+        if not taken or queue.settings.paused or command.only_again:
             return Leased(queue.number, 0, [], 0)
         self.last_lease += 1
         self.taken = taken

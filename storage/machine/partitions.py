@@ -141,8 +141,6 @@ def define(state: State, meta: Meta, command: DefineQueue) -> tuple[QueueDefined
 def _create(state: State, meta: Meta, command: DefineQueue, count: int) -> QueueDefined | Refused:
     if not 1 <= count <= PARTITIONS_MAX:
         return Refused("invalid", f"partitions: is a number from 1 to {PARTITIONS_MAX}")
-    if state.partitions.of(command.queue) is not None:
-        return _refuse_partition(state, meta, command)[0]
     cluster, settings = state.cluster, command.settings
     record = PartitionedRecord(command.queue, cluster.last_queue + 1, count, meta.index)
     for key in (record.key, *record.partitions):

@@ -309,8 +309,8 @@ class Places:
         """Up to `count_max` waiting messages from `number` on, wherever they wait, of one holder; None when that one
         does not wait. The caller frees them at once: a batch in line may be left with nobody who holds it."""
         return (
-            self._pull_beyond(queue, priority, number, count_max)
-            or self._pull_returned(queue, priority, number, count_max)
+            self._pull_returned(queue, priority, number, count_max)
+            or self._pull_beyond(queue, priority, number, count_max)
             or self._pull_member(queue, priority, number)
             or self._pull_delayed(queue, priority, number, count_max)
         )
@@ -342,6 +342,9 @@ class Places:
         return pulled
 
     def _pull_returned(self, queue: QueueRecord, priority: int, number: int, count_max: int) -> Piece | None:
+        head = _head(queue, priority)
+        if head is None or not head.returned:
+            return None
         found = self._at_or_before(keys.RETURNED, queue.number, priority, number)
         piece = None if found is None else records.decode_piece(found[1])
         if found is None or piece is None or number >= piece.first + piece.count:
@@ -352,8 +355,6 @@ class Places:
         for rest in (before, after):
             if rest is not None:
                 self._put_returned(queue, rest)
-        head = _head(queue, priority)
-        assert head is not None, piece
         head.returned -= pulled.count
         queue.ready -= pulled.count
         return pulled
@@ -381,8 +382,11 @@ class Places:
 
     def _at_or_before(self, table: bytes, queue: int, priority: int, number: int) -> tuple[bytes, bytes] | None:
         """The last record of the line with a number of at most `number`."""
-        low, end = keys.place(table, queue, priority, 0), keys.place(table, queue, priority, number) + b"\0"
-        return next(iter(self._txn.scan(low, end, reverse=True)), None)
+        key = keys.place(table, queue, priority, number)
+        value = self._txn.get(key)
+        if value is not None:
+            return key, value
+        return next(iter(self._txn.scan(keys.place(table, queue, priority, 0), key, reverse=True)), None)
 
     def _split(
         self, queue: QueueRecord, piece: Piece, number: int, count_max: int

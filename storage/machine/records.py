@@ -96,6 +96,10 @@ class QueueRecord(msgspec.Struct, array_like=True, gc=False):
     regroup_due_ms: int | None = None
     regrouped: Key = b""
 
+    def __post_init__(self) -> None:
+        """A record from before there were purges says nothing of `ids`."""
+        self.ids = self.ids or self.number
+
     @property
     def leasable(self) -> int:
         """Messages that a lease could get now."""

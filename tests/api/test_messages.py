@@ -100,14 +100,25 @@ async def test_a_batch_is_grouped_by_priority_and_delay_and_answered_in_order(cl
     ids = [(m["id"], m["duplicate"]) for m in reply.json["messages"]]
     [enqueue] = client.shard.applied
     assert [(part.priority, part.delay_ms, part.positions) for part in enqueue.parts] == [
-        (0, None, [0, 4, 5]),
+        (0, None, [0]),
         (9, None, [1, 3]),
         (0, 12, [2]),
+        (0, None, [4, 5]),
     ]
     assert ids[3][1] != ids[5][1], "one of the two is the duplicate"
     for (id_, duplicate), message in zip(ids, given, strict=True):
         if not duplicate and message["body"] != 2:
             assert (await client("GET", f"{MESSAGES}/{id_}")).json["body"] == message["body"]
+
+
+async def test_messages_of_one_request_stand_in_its_order_whatever_their_delays(client: Client) -> None:
+    delays = [None, 0, None, 0, 0.001, None]
+    given = [{"body": at, "delay_seconds": delay, "priority": at % 2} for at, delay in enumerate(delays)]
+    reply = await client("POST", MESSAGES, {"messages": given})
+    numbers = [int(one["id"].rpartition("-")[2]) for one in reply.json["messages"]]
+    assert numbers[::2] == sorted(numbers[::2])
+    assert numbers[1::2] == sorted(numbers[1::2])
+    assert [one["body"] for one in await client.lease(max=9)] == [1, 3, 5, 0, 2]
 
 
 async def test_large_batches_travel_in_bounded_blobs_and_keep_their_order(client: Client) -> None:

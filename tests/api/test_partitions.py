@@ -128,6 +128,18 @@ async def test_one_lease_takes_from_several_and_is_repeated_whole(four: Client, 
     assert [one["status"] for one in reply.json["results"]] == ["done"] * 5
 
 
+async def test_a_lease_that_is_repeated_gives_nothing_that_came_since(four: Client) -> None:
+    given = {"max": 5, "request_id": "r"}
+    await enqueue(four, None)
+    [first] = (await four("POST", f"{QUEUE}/lease", given)).json["messages"]
+    for _ in range(COUNT):
+        await enqueue(four, None)
+    assert (await four("POST", f"{QUEUE}/lease", given)).json["messages"] == [first]
+    await four("POST", f"{QUEUE}/ack", {"receipts": [first["receipt"]]})
+    assert (await four("POST", f"{QUEUE}/lease", given)).json["messages"] == []
+    assert await ready(four) == [1] * COUNT
+
+
 async def test_who_waits_for_the_name_is_woken_by_each_partition(four: Client) -> None:
     waiting = [asyncio.ensure_future(four.lease("jobs", max=1, wait_seconds=30)) for _ in range(COUNT)]
     await asyncio.sleep(0.05)

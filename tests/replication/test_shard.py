@@ -19,7 +19,7 @@ from raftq.replication.shard import ChangeRefused, DiskReserve, NotLeader, Outco
 from raftq.storage import digest
 from raftq.storage.environment import WriteBatch
 from raftq.storage.failures import StorageFailed
-from raftq.storage.machine import commands
+from raftq.storage.machine import commands, packing
 from raftq.storage.overlay import Overlay
 from raftq.storage.writer import Done
 from tests.replication.shards import QUEUE, drain, enqueue, lease, shards, until
@@ -175,6 +175,22 @@ async def test_what_waits_is_bounded_in_commands(tmp_path: Path) -> None:
             leader.propose(enqueue(b"1"))
         await asyncio.gather(*taken)
         await leader.propose(enqueue(b"1"))
+
+
+async def test_an_entry_gathers_what_is_applied_in_a_moment(tmp_path: Path) -> None:
+    """Handed over in one pass of the loop: small ones share an entry, dear ones have one each."""
+
+    def dear(number: int) -> bytes:
+        blob = packing.pack([packing.pack_message(b"1")] * 1_000)
+        keys = [f"{number}-{at}" for at in range(1_000)]
+        return commands.encode(commands.Enqueue(QUEUE, [commands.Part(0, None, blob, replace_keys=list(keys))]))
+
+    async with shards(tmp_path) as cluster:
+        leader = await cluster.leader()
+        done = await asyncio.gather(*(leader.propose(dear(number)) for number in range(5)))
+        assert len({one.index for one in done}) == 5
+        done = await asyncio.gather(*(leader.propose(enqueue(b"1")) for _ in range(500)))
+        assert len({one.index for one in done}) == 1
 
 
 async def test_a_lease_expires_through_the_log(tmp_path: Path) -> None:

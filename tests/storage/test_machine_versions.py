@@ -26,6 +26,7 @@ from raftq.storage.machine.commands import (
     decode,
     encode,
 )
+from raftq.storage.machine.records import QueueRecord
 from raftq.storage.machine.replies import Expired, Range, VersionSet
 from tests.storage.conftest import QUEUE, Hands, blob
 
@@ -329,3 +330,17 @@ def test_a_rewritten_batch_is_not_read_from_the_cache_as_it_was(two: Hands) -> N
     assert state.batches._cache == {}
     assert state.batches._cache_bytes == 0
     assert batches.SPARSE_VERSION == 2
+
+
+def test_records_of_before_purges_keep_the_ids_of_each_queue(hands: Hands) -> None:
+    """They say nothing of the number that dedup ids are kept under: it is the queue's own."""
+    one, two = "default/one", "default/two"
+    part = Part(0, None, blob(b"1"), dedup_ids=["x"])
+    hands.do(Enqueue(one, [part]))
+    fields = [field.name for field in msgspec.structs.fields(QueueRecord)]
+    for key in hands.keys(keys.QUEUE):
+        record = msgspec.msgpack.decode(hands.txn.values[key])
+        hands.txn.values[key] = msgspec.msgpack.encode(record[: fields.index("ids")])
+    hands.restart()
+    assert hands.do(Enqueue(one, [part])).places == [(0, 1, True)]
+    assert hands.do(Enqueue(two, [part])).places == [(0, 1, False)]

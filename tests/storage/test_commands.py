@@ -1,0 +1,64 @@
+"""What is known of a command before it is applied."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from raftq.storage.machine import packing
+from raftq.storage.machine.commands import (
+    Ack,
+    Command,
+    Enqueue,
+    Lease,
+    Nack,
+    Part,
+    Publish,
+    PurgeQueue,
+    Slots,
+    Transact,
+    UnknownCommand,
+    decode,
+    encode,
+    weight,
+)
+
+QUEUE = "default/jobs"
+NAMES = [f"name-{at}" for at in range(1_000)]
+BLOB = packing.pack([packing.pack_message(b"1")] * 1_000)
+PLAIN = Enqueue(QUEUE, [Part(0, None, BLOB)])
+WITH_IDS = Enqueue(QUEUE, [Part(0, None, BLOB, dedup_ids=list(NAMES))])
+WITH_KEYS = Enqueue(QUEUE, [Part(0, None, BLOB, replace_keys=list(NAMES))])
+SINGLES = [Slots(lease, [0]) for lease in range(1, 1_001)]
+
+
+@pytest.mark.parametrize(
+    ("command", "least", "most"),
+    [
+        (Enqueue(QUEUE, [Part(0, None, packing.pack([packing.pack_message(b"1")]))]), 1, 1),
+        (PLAIN, 1, 1),
+        (WITH_IDS, 200, 300),
+        (WITH_KEYS, 2_000, 2_100),
+        (Ack(QUEUE, 1, [Slots(1, [0])]), 1, 2),
+        (Ack(QUEUE, 1, SINGLES), 1_000, 1_200),
+        (Nack(QUEUE, 1, [Slots(1, list(range(0, 1_000, 2)))]), 40, 60),
+        (Lease(QUEUE, 1), 1, 1),
+        (Lease(QUEUE, 1_000), 100, 200),
+        (Publish("default/t", PLAIN.parts), 1, 1),
+        (Publish("default/t", WITH_IDS.parts), 2_000, 2_100),
+        (Transact("default", [Ack(QUEUE, 1, SINGLES), WITH_IDS]), 1_200, 1_500),
+        (PurgeQueue(QUEUE), 1, 1),
+    ],
+)
+def test_a_command_weighs_what_it_names(command: Command, least: int, most: int) -> None:
+    """Messages and bytes alone weigh nothing: they are stored as they came, and bounded by their bytes."""
+    assert least <= weight(encode(command)) <= most
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_field_that_is_not_known_stops_the_node(nested: bool) -> None:
+    """Else this node would do something other than those that know it."""
+    fields = msgspec.msgpack.decode(encode(PLAIN))
+    (fields[2][0] if nested else fields).append("new")
+    with pytest.raises(UnknownCommand, match="Upgrade this node"):
+        decode(msgspec.msgpack.encode(fields))
