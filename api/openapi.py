@@ -76,12 +76,17 @@ _KEPT = {
 
 #: From the answer of one operation to the next: operation -> status -> link -> (operation, parameters, body).
 _QUEUE = {"queue": "$request.path.queue"}
+_TOPIC = {"topic": "$request.path.topic"}
+_SUBSCRIPTION = _TOPIC | _QUEUE
+_SCHEDULE = {"schedule": "$request.path.schedule"}
 _FIRST = "$response.body#/messages/0/"
+_RECEIPTS = [f"{_FIRST}receipt"]
 LINKS: dict[str, dict[int, dict[str, tuple[str, dict[str, str], Any]]]] = {
     "queues_define": {
         status: {
             "read": ("queues_read", _QUEUE, None),
             "enqueue": ("messages_enqueue", _QUEUE, None),
+            "redrive": ("redrives_begin", _QUEUE, None),
             "remove": ("queues_remove", _QUEUE, None),
         }
         for status in (200, 201)
@@ -95,9 +100,39 @@ LINKS: dict[str, dict[int, dict[str, tuple[str, dict[str, str], Any]]]] = {
     },
     "leases_lease": {
         200: {
-            name: (f"settlements_{name}", _QUEUE, {"receipts": [f"{_FIRST}receipt"]})
+            name: (f"settlements_{name}", _QUEUE, {"receipts": _RECEIPTS})
             for name in ("ack", "nack", "release", "extend", "reject")
         }
+        | {
+            f"{name} in a transaction": (
+                "transactions_transact",
+                {},
+                {"operations": [{name: {"queue": "$request.path.queue", "receipts": _RECEIPTS}}]},
+            )
+            for name in ("ack", "nack", "release", "reject")
+        }
+    },
+    "redrives_begin": {202: {"read": ("redrives_read", _QUEUE, None), "cancel": ("redrives_cancel", _QUEUE, None)}},
+    "topics_define": {
+        status: {
+            "subscribe": ("topics_subscribe", _TOPIC, None),
+            "publish": ("topics_publish", _TOPIC, None),
+            "remove": ("topics_remove", _TOPIC, None),
+        }
+        for status in (200, 201)
+    },
+    "topics_subscribe": {
+        status: {
+            "read": ("topics_read_subscription", _SUBSCRIPTION, None),
+            "publish": ("topics_publish", _TOPIC, None),
+            "lease": ("leases_lease", _QUEUE, {"max": 1}),
+            "unsubscribe": ("topics_unsubscribe", _SUBSCRIPTION, None),
+        }
+        for status in (200, 201)
+    },
+    "schedules_define": {
+        status: {"read": ("schedules_read", _SCHEDULE, None), "remove": ("schedules_remove", _SCHEDULE, None)}
+        for status in (200, 201)
     },
     "curl_take_one": {
         200: {"ack": ("curl_ack", _QUEUE | {"receipt": "$response.header.Raftq-Receipt"}, None)},

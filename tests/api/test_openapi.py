@@ -79,7 +79,10 @@ def test_links_name_operations_that_are_there() -> None:
         for link in response.get("links", {}).values()
     ]
     assert {"settlements_ack", "leases_lease", "queues_remove", "messages_read_one", "curl_ack"} <= dict(links).keys()
-    assert {name for name, _ in links} <= ids
+    assert {name for name, _ in links} == {
+        link[0] for statuses in openapi.LINKS.values() for given in statuses.values() for link in given.values()
+    }
+    assert {*dict(links), *openapi.LINKS} <= ids
 
 
 def test_every_struct_and_field_is_once_what_the_requests_are_decoded_with() -> None:
