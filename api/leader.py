@@ -1,7 +1,7 @@
 """The way to the leader: a redirect, or a proxy for clients that cannot follow one.
 
 A request is forwarded at most once: the one that is marked so and meets a node that does not lead is told that there is
-no leader. What is said of its outcome is true: `applied: no` only when the leader was never reached.
+no leader. What is said of its outcome is true: `applied: no` only of a read, or when the leader was never reached.
 """
 
 from __future__ import annotations
@@ -99,14 +99,14 @@ class Leader:
                 raise
 
     async def _send(self, call: Call, route: Route, url: str, body: bytes) -> Answer:
-        method, target = _repeatable(call, route)
+        reads = call.request.method == "GET" and not route.proxied
         headers = [(name, value) for name, value in call.request.headers.items() if is_sent(name)]
         headers += [(FORWARDED, call.node.shard.status().node_id), (hdrs.CONTENT_LENGTH, str(len(body)))]
         try:
             async with self.session().request(
-                method,
-                URL(url + target, encoded=True),
-                data=_chunks(body) if body else None,
+                call.request.method,
+                URL(url + call.target, encoded=True),
+                data=None if reads and not body else _once(body),
                 headers=headers,
                 # One without a type is JSON: it must not become octet-stream on its way.
                 skip_auto_headers=[hdrs.CONTENT_TYPE],
@@ -118,7 +118,7 @@ class Leader:
             raise Problem("unreachable-leader", detail, retry_after=1) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             detail = f"The connection to the leader at {url} failed after sending ({type(error).__name__}). Retry"
-            if call.request.method == "GET" and not route.proxied:
+            if reads:
                 raise Problem("unreachable-leader", f"{detail}.", retry_after=1) from error
             detail += " with the same request_id or dedup_id."
             raise Problem("outcome-unknown", detail, applied="unknown", retry_after=1) from error
@@ -130,18 +130,11 @@ def is_sent(header: str) -> bool:
     return name not in _NOT_SENT and not name.startswith("sec-websocket-")
 
 
-async def _chunks(body: bytes) -> AsyncIterator[bytes]:
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    """The body in pieces. aiohttp's client repeats a GET, PUT or DELETE by itself when its connection breaks, but none
+    whose body comes from a generator, be it an empty one: what may take effect is sent once."""
     for at in range(0, len(body), _CHUNK_BYTES):
         yield body[at : at + _CHUNK_BYTES]
-
-
-def _repeatable(call: Call, route: Route) -> tuple[str, str]:
-    """Method and target to send. aiohttp's client repeats a GET by itself when its connection breaks: one that takes a
-    message goes as POST, which it does not repeat."""
-    if call.request.method != "GET" or not route.proxied:
-        return call.request.method, call.target
-    path, mark, query = call.target.partition("?")
-    return "POST", f"{path}/take{mark}{query}"
 
 
 def _returned(response: aiohttp.ClientResponse, body: bytes) -> Answer:

@@ -1,7 +1,8 @@
 """The subscriptions of one stream: messages are leased and pushed while there is credit.
 
 A push takes its messages from the credit; settling them on the same connection gives it back. The next lease is asked
-for when the last push has left, so that a client that does not read has at most one waiting here.
+for when the last push has left, so that a client that does not read has at most one waiting here. What passes (too much
+is waiting, or leadership was in doubt) is told to nobody: the lease is asked for again after its Retry-After.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from raftq.api.reads import queue_of
 from raftq.api.schemas import milliseconds
 from raftq.api.sockets import wake
 from raftq.api.stream_call import StreamCall
-from raftq.replication.shard import Committed
+from raftq.replication.shard import Committed, OutcomeUnknown, Overloaded
 from raftq.storage.machine import commands
 
 if TYPE_CHECKING:
@@ -32,17 +33,40 @@ PUSHED_MAX = CREDIT_MAX
 
 
 class Subscription:
-    __slots__ = ("call", "credit", "id", "more", "task")
+    __slots__ = ("call", "credit", "id", "more", "rest", "task")
 
     def __init__(self, call: StreamCall, name: int | str, credit: int) -> None:
         self.call, self.id, self.credit = call, name, credit
         #: Waits for credit.
         self.more: asyncio.Future[None] | None = None
+        #: Waits until a lease may be asked for again.
+        self.rest: asyncio.Future[None] | None = None
         self.task: asyncio.Task[None] | None = None
 
     def add(self, credit: int) -> None:
         self.credit = min(self.credit + credit, CREDIT_MAX)
         wake(self.more)
+
+    def end(self) -> None:
+        """It, or its connection, ends: it waits no more, neither for credit nor for its next lease."""
+        wake(self.more)
+        wake(self.rest)
+
+    async def wait_for_credit(self) -> None:
+        self.more = asyncio.get_running_loop().create_future()
+        await self.more
+
+    async def wait(self, seconds: float) -> None:
+        """Until `seconds` have passed, or it ends."""
+        if self.call.gone:
+            return
+        loop = asyncio.get_running_loop()
+        self.rest = loop.create_future()
+        timer = loop.call_later(seconds, wake, self.rest)
+        try:
+            await self.rest
+        finally:
+            timer.cancel()
 
 
 class Subscriptions:
@@ -80,7 +104,7 @@ class Subscriptions:
         """When this returns, nothing more is pushed. Raises Problem 422."""
         subscription = self._named(given)
         subscription.call.left = True
-        wake(subscription.more)
+        subscription.end()
         self._stream.abandon(subscription.call)
         if subscription.task is not None:
             await asyncio.wait([subscription.task])
@@ -102,25 +126,22 @@ class Subscriptions:
                 subscription.add(1)
 
     def end(self) -> None:
-        """The connection ends: none waits for credit any more."""
+        """The connection ends."""
         for subscription in self._all.values():
-            wake(subscription.more)
+            subscription.end()
 
     async def _pump(self, subscription: Subscription) -> None:
         """Lease and push while there is credit, until the subscription ends."""
         stream, call = self._stream, subscription.call
-        lease_ms = None if call.given.lease_seconds is None else milliseconds(call.given.lease_seconds)
         try:
             while not call.gone:
                 if not subscription.credit:
-                    subscription.more = asyncio.get_running_loop().create_future()
-                    await subscription.more
+                    await subscription.wait_for_credit()
                     continue
-                most = min(subscription.credit, stream.node.limits.lease_messages)
-                command = commands.Lease(call.queue, most, lease_ms, max_bytes=PUSH_BYTES_MAX)
-                committed = await leases.take(call, command, WAIT_SECONDS)
-                if committed is not None and committed.messages:
-                    await self._push(subscription, command, committed)
+                try:
+                    await self._turn(subscription)
+                except (Overloaded, OutcomeUnknown) as error:
+                    await subscription.wait(problems.of_shard(error).retry_after or 1)
         except ConnectionError:
             pass  # it has ended
         except Exception as error:
@@ -128,6 +149,16 @@ class Subscriptions:
             stream.say([stream.format.item(subscription.id, b"ended", stream.format.encode(problem.document()))])
         finally:
             self._all.pop(subscription.id, None)
+
+    async def _turn(self, subscription: Subscription) -> None:
+        """One lease, and its push. Raises Problem, ShardError, and ConnectionError when it has ended."""
+        call = subscription.call
+        most = min(subscription.credit, self._stream.node.limits.lease_messages)
+        lease_ms = None if call.given.lease_seconds is None else milliseconds(call.given.lease_seconds)
+        command = commands.Lease(call.queue, most, lease_ms, max_bytes=PUSH_BYTES_MAX)
+        committed = await leases.take(call, command, WAIT_SECONDS)
+        if committed is not None and committed.messages:
+            await self._push(subscription, command, committed)
 
     async def _push(self, subscription: Subscription, command: commands.Lease, committed: Committed) -> None:
         """Raises ConnectionResetError when it did not leave: then the messages are handed back."""

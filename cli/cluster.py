@@ -33,12 +33,12 @@ def stats(queue: str | None, url: str | None, as_json: bool) -> None:
 @connection_options
 @click.pass_context
 def cluster(context: click.Context, url: str | None, as_json: bool) -> None:
-    """Show the nodes, and which one leads; or change them."""
+    """Show the nodes as the leader sees them; or change them. Without a leader they are as one node sees them."""
     if context.invoked_subcommand is not None:
         if as_json or context.get_parameter_source("url") is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"give --url and --json after {context.invoked_subcommand}")
         return
-    found = ask(url, lambda client: client.cluster())
+    found = ask(url, lambda client: client.cluster(of_leader=True))
     if as_json:
         say_json(found)
         return

@@ -28,7 +28,7 @@ COMMANDS = {
     "ack": Entry("raftq.cli.messages", "Ack leased messages: they are done."),
     "nack": Entry("raftq.cli.messages", "Hand leased messages back, counting a failure."),
     "stats": Entry("raftq.cli.cluster", "Show the counts of one queue, or of all."),
-    "cluster": Entry("raftq.cli.cluster", "Show the nodes, and which one leads; or change them."),
+    "cluster": Entry("raftq.cli.cluster", "Show the nodes as the leader sees them; or change them."),
     "backup": Entry("raftq.cli.backup", "Save a backup of the cluster, while it works."),
     "restore": Entry("raftq.cli.backup", "Make a new cluster from a backup."),
     "recover": Entry("raftq.cli.recover", "Make a cluster of one node that is left, when a majority is lost for ever."),

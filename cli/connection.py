@@ -13,7 +13,7 @@ import msgspec
 
 from raftq.client.calls import Patience
 from raftq.client.client import AsyncClient
-from raftq.client.errors import FileRefused, OutcomeUnknown, Refused, Unavailable
+from raftq.client.errors import Busy, FileRefused, OutcomeUnknown, Refused, Unavailable
 from raftq.node.cluster_file import ClusterFile
 from raftq.node.exits import Exit, Fatal
 
@@ -71,6 +71,8 @@ def _fatal(hints: Hints) -> Iterator[None]:
     """Errors of the client as the command line tells them."""
     try:
         yield
+    except Busy as error:
+        raise Fatal(Exit.UNAVAILABLE, str(error)) from error
     except Unavailable as error:
         raise Fatal(Exit.UNAVAILABLE, f"{error}: {hints.unavailable}") from error
     except OutcomeUnknown as error:

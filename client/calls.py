@@ -4,6 +4,9 @@ The rule of retries: what certainly was not applied is tried again until the dea
 only when repeating is safe (`Call.repeatable`: it carries a request id, or doing it twice is doing it once); otherwise
 OutcomeUnknown is raised at once. After an attempt that may have been applied nothing but success proves anything: what
 remains at the deadline, and even a refusal, is OutcomeUnknown.
+
+What is raised at the deadline tells the newest trouble, but for redirects. No attempt begins when too little time is
+left for its answer: its outcome would be unknown, where that of all before is certain.
 """
 
 from __future__ import annotations
@@ -11,22 +14,27 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
 from raftq.client.discovery import Discovery, origin
-from raftq.client.errors import NotFound, OutcomeUnknown, Refused, Unavailable
+from raftq.client.errors import Busy, NotFound, OutcomeUnknown, Refused, Unavailable
 from raftq.client.models import Cluster
 from raftq.client.transport import Answer, Exchange, Lost, NotSent, Socket, Transport
 
 MSGPACK = "application/msgpack"
+#: The last attempt has so long to be answered, or this share of a shorter timeout.
+_ANSWER_SECONDS = 1.0
+_ANSWER_SHARE = 0.25
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True):
     """How long to go on.
 
-    timeout_seconds: an operation in all, retries included; a long poll's wait comes on top.
+    timeout_seconds: an operation in all, retries included; a long poll's wait comes on top. The last attempt begins
+    a second before it ends, or after three quarters of it.
     attempt_seconds: one exchange; longer than a busy node takes, shorter than you want to wait for a frozen one.
     first_delay_seconds, max_delay_seconds: between attempts, doubled each time, with jitter.
     """
@@ -68,6 +76,8 @@ class Trouble(NamedTuple):
     #: The URL of the leader, as the node that was asked knows it.
     leader: str | None = None
     after_seconds: float = 0.0
+    #: The leader took it in, and has no room for it now.
+    busy: Busy | None = None
 
 
 class Caller:
@@ -80,25 +90,24 @@ class Caller:
 
     async def call(self, call: Call) -> bytes:
         """The body of the successful answer. Raises Refused, Unavailable or OutcomeUnknown."""
-        deadline = _now() + call.wait_seconds + (call.timeout_seconds or self.patience.timeout_seconds)
-        maybe = False
+        timeout = call.timeout_seconds or self.patience.timeout_seconds
+        least = min(_ANSWER_SECONDS, timeout * _ANSWER_SHARE)
+        last = _now() + call.wait_seconds + timeout - least
+        maybe, told = False, None
         for attempt, delay in enumerate(self.patience.delays()):
             url = self.discovery.choose()
-            outcome = await self._attempt(call, url, deadline)
+            outcome = await self._attempt(call, url, max(last - _now(), 0.0) + least)
             if isinstance(outcome, Answer):
                 return outcome.body
             if isinstance(outcome, Refused):
                 _raise_refusal(outcome, maybe)
             maybe = maybe or (outcome.maybe and not call.reads)
-            self._give_up_if_due(call, outcome, maybe, deadline)
-            if outcome.leader is not None:
-                self.discovery.redirected(outcome.leader)
-            else:
-                self.discovery.failed(url)
-                await self.discovery.refresh()
+            told = outcome if told is None or outcome.leader is None else told
+            _give_up_if_due(call, told, maybe, _now() >= last)
+            await self._look_for_leader(outcome, url, last)
             # The first redirect is followed at once; later ones may be two nodes that name each other.
             if attempt or outcome.leader is None:
-                await asyncio.sleep(max(0.0, min(max(delay, outcome.after_seconds), deadline - _now())))
+                await asyncio.sleep(max(0.0, min(max(delay, outcome.after_seconds), last - _now())))
         raise AssertionError("delays never end")
 
     async def download(
@@ -145,8 +154,9 @@ class Caller:
             await asyncio.sleep(max(0.0, min(delay, deadline - _now())))
         raise AssertionError("delays never end")
 
-    async def _attempt(self, call: Call, url: str, deadline: float) -> Answer | Refused | Trouble:
-        timeout = min(self.patience.attempt_seconds + call.wait_seconds, max(deadline - _now(), 0.001))
+    async def _attempt(self, call: Call, url: str, seconds: float) -> Answer | Refused | Trouble:
+        """Within `seconds`, and within the patience for one."""
+        timeout = min(self.patience.attempt_seconds + call.wait_seconds, seconds)
         headers = self._headers if call.body is None else self._body_headers
         try:
             answer = await self._transport.send(Exchange(call.method, url + call.path, headers, call.body, timeout))
@@ -156,13 +166,15 @@ class Caller:
             return Trouble(f"{url}: {error}", maybe=True)
         return _judge(answer, url)
 
-    def _give_up_if_due(self, call: Call, trouble: Trouble, maybe: bool, deadline: float) -> None:
-        if maybe and not call.repeatable:
-            raise OutcomeUnknown(f"the answer was lost, it may have happened or not ({trouble.why})")
-        if _now() >= deadline:
-            if maybe:
-                raise OutcomeUnknown(f"it may have happened or not: no answer in time ({trouble.why})")
-            raise Unavailable(f"no node could take it in time ({trouble.why})")
+    async def _look_for_leader(self, trouble: Trouble, url: str, until: float) -> None:
+        """After `trouble` with `url`, until loop time `until` at most."""
+        if trouble.leader is not None:
+            self.discovery.redirected(trouble.leader)
+        elif trouble.busy is None:  # who is busy leads all the same
+            self.discovery.failed(url)
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await self.discovery.refresh()
 
     async def _look(self, url: str) -> Cluster | None:
         exchange = Exchange("GET", url + "/v1/cluster", self._headers, None, self.patience.look_seconds)
@@ -181,7 +193,7 @@ def _judge(answer: Answer, url: str) -> Answer | Refused | Trouble:
     problem = _problem(answer)
     why = f"{url} answered {answer.status}: {problem.get('detail') or problem.get('title') or ''}".rstrip(": ")
     if answer.status == 429:
-        return Trouble(why, maybe=False, after_seconds=_retry_after(answer))
+        return Trouble(why, maybe=False, after_seconds=_retry_after(answer), busy=Busy(answer.status, problem))
     if answer.status >= 500 and answer.status != 507:
         return Trouble(why, maybe=problem.get("applied") != "no")
     return (NotFound if answer.status == 404 else Refused)(answer.status, problem)
@@ -210,6 +222,18 @@ def _retry_after(answer: Answer) -> float:
         return float(answer.headers.get("Retry-After", 0))
     except ValueError:
         return 0.0
+
+
+def _give_up_if_due(call: Call, told: Trouble, maybe: bool, due: bool) -> None:
+    if maybe and not call.repeatable:
+        raise OutcomeUnknown(f"the answer was lost, it may have happened or not ({told.why})")
+    if not due:
+        return
+    if told.busy is not None:
+        _raise_refusal(told.busy, maybe)
+    if maybe:
+        raise OutcomeUnknown(f"it may have happened or not: no answer in time ({told.why})")
+    raise Unavailable(f"no node could take it in time ({told.why})")
 
 
 def _raise_refusal(refused: Refused, maybe: bool) -> NoReturn:

@@ -3,8 +3,9 @@
 RaftqError
 ├── NotApplied              it certainly did not happen
 │   ├── Refused             a node said no, and why: status, type, title, detail, fields
-│   │   └── NotFound        there is no such queue or message
-│   └── Unavailable         no node could take it before the deadline
+│   │   ├── NotFound        there is no such queue or message
+│   │   └── Busy            the queue was full, or too much was waiting, until the deadline
+│   └── Unavailable         no node could take it before the deadline; Busy is one, too
 ├── OutcomeUnknown          it may have happened, or not: ask again with the same request id
 └── FileRefused             moving a file needs a person to decide something first; no line was lost by stopping
     └── FileInUse           another process moves the same file
@@ -46,6 +47,11 @@ class NotFound(Refused):
 
 class Unavailable(NotApplied):
     """No node could take the request before the deadline. It did not happen; try again later."""
+
+
+class Busy(Refused, Unavailable):
+    """The queue was full (`type` ends with `queue-full`), or more was waiting than the leader takes, at every attempt
+    until the deadline. It did not happen; try again later."""
 
 
 class OutcomeUnknown(RaftqError):

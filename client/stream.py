@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from raftq.client.errors import NotFound, OutcomeUnknown, RaftqError, Refused, Unavailable
+from raftq.client.errors import Busy, NotFound, OutcomeUnknown, RaftqError, Refused, Unavailable
 from raftq.client.models import Enqueued, EnqueuedMessage, Leased, LeasedMessage, NewMessage, Results, Settled
 from raftq.client.transport import Lost, Socket
 
@@ -233,6 +233,8 @@ def _error(problem: dict[str, Any]) -> RaftqError:
     detail = f"{problem.get('detail') or problem.get('title') or status}"
     if problem.get("applied") != "no":
         return OutcomeUnknown(f"it may have happened or not: {detail}")
-    if status in (307, 429, 503):
+    if status == 429:
+        return Busy(status, problem)
+    if status in (307, 503):
         return Unavailable(detail)
     return (NotFound if status == 404 else Refused)(status, problem)

@@ -1,4 +1,5 @@
-"""One HTTP exchange with one node, and nothing more: no retry, no redirect, no idea of a leader.
+"""One HTTP exchange with one node, and nothing more: no retry, no redirect, no idea of a leader. (Of a GET alone a
+second attempt may be made when a connection breaks.)
 
 What went wrong is told in the only terms that matter above: `NotSent` (the node cannot have seen the request) or `Lost`
 (it may have). Whatever is not certainly the first is the second.
@@ -9,11 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import aiohttp
 
 _PIECE_BYTES = 256 * 1024
+#: A POST or PATCH is never repeated by aiohttp, and a GET may be.
+_SENT_PLAINLY = frozenset(("GET", "POST", "PATCH"))
 #: Of a WebSocket: how long its handshake takes at most; after how long a silent node is sent a ping.
 _HANDSHAKE_SECONDS = 5.0
 _HEARTBEAT_SECONDS = 20.0
@@ -114,12 +117,7 @@ class AiohttpTransport:
         """Raises NotSent and Lost for all that goes wrong with the connection within the block."""
         try:
             async with self._opened().request(
-                exchange.method,
-                exchange.url,
-                data=exchange.body,
-                headers=exchange.headers,
-                timeout=timeout,
-                allow_redirects=False,
+                exchange.method, exchange.url, **_sent_once(exchange), timeout=timeout, allow_redirects=False
             ) as response:
                 yield response
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
@@ -160,6 +158,22 @@ class _AiohttpSocket:
 
     async def close(self) -> None:
         await self._socket.close()
+
+
+def _sent_once(exchange: Exchange) -> dict[str, Any]:
+    """Body and headers for aiohttp. It repeats a PUT or DELETE by itself when its connection breaks, but none whose
+    body comes from a generator, be it an empty one."""
+    body, headers = exchange.body or b"", exchange.headers
+    if exchange.method in _SENT_PLAINLY and len(body) <= _PIECE_BYTES:
+        return {"data": exchange.body, "headers": headers}
+    headers = {**headers, "Content-Length": str(len(body))}
+    # Of an empty body it would say that it is octet-stream.
+    return {"data": _pieces(body), "headers": headers, "skip_auto_headers": ["Content-Type"]}
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(body), _PIECE_BYTES):
+        yield body[at : at + _PIECE_BYTES]
 
 
 def _cause(error: Exception) -> str:

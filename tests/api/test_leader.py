@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from aiohttp import web
@@ -115,26 +118,80 @@ async def test_a_leader_that_cannot_be_reached_applied_nothing(client: Client) -
     assert (reply.status, reply.json["applied"]) == (503, "no")
 
 
-async def test_a_leader_that_dies_after_sending_may_have_applied_it(client: Client) -> None:
-    seen = []
+@asynccontextmanager
+async def breaking_leader(client: Client, *, dies: bool) -> AsyncIterator[list[bytes]]:
+    """The heads of the requests that a leader reads before it breaks their connections; `dies`: and listens no more."""
+    seen: list[bytes] = []
 
-    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         seen.append(await reader.readuntil(b"\r\n\r\n"))
+        if dies:
+            server.close()
         writer.close()
 
-    server = await asyncio.start_server(die, "127.0.0.1", 0)
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
     client.node.follow(f"http://{host}:{port}")
-    for method, path, applied in (
-        ("POST", MESSAGES, "unknown"),
-        ("GET", "/q/jobs", "unknown"),
-        ("GET", "/v1/stats", "no"),
-    ):
-        seen.clear()
-        reply = await client(method, path, headers=PROXY)
-        assert (reply.status, reply.json["applied"]) == (503, applied)
-        if applied == "unknown":
-            assert len(seen) == 1, "what may take effect is sent once"
+    yield seen
+    server.close()
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["breaks the connection", "dies"])
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", MESSAGES, None),
+        ("POST", MESSAGES, {"body": 1}),
+        ("PUT", "/v1/queues/jobs", None),
+        ("PUT", "/v1/queues/jobs", {"lease_seconds": 5}),
+        ("PATCH", "/v1/queues/jobs", {}),
+        ("DELETE", "/v1/queues/jobs", None),
+        ("DELETE", f"{MESSAGES}/1-0-1", None),
+        ("GET", "/q/jobs", None),
+    ],
+)
+async def test_what_a_leader_read_is_sent_once_and_told_as_unknown(
+    client: Client, method: str, path: str, body: object, dies: bool
+) -> None:
+    async with breaking_leader(client, dies=dies) as seen:
+        reply = await client(method, path, body, headers=PROXY)
+    assert (reply.status, reply.json["type"]) == (503, "https://raftq.dev/problems/outcome-unknown")
+    assert reply.json["applied"] == "unknown"
+    assert len(seen) == 1, "what may take effect is sent once"
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_a_read_that_a_leader_does_not_answer_has_no_effect(client: Client, dies: bool) -> None:
+    async with breaking_leader(client, dies=dies):
+        reply = await client("GET", "/v1/stats", headers=PROXY)
+    assert (reply.status, reply.json["applied"]) == (503, "no")
+
+
+async def test_proxied_requests_say_their_length_once_and_share_a_connection(client: Client) -> None:
+    connections: list[list[str]] = []
+    ended = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append([])
+        with suppress(asyncio.IncompleteReadError):  # the end
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                lengths = re.findall(r"\n(?:content-length|transfer-encoding): (\S+)\r", head)
+                connections[-1].append(" ".join([head.split()[0], *lengths]))
+                await reader.readexactly(int(lengths[0]))
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+        ended.set()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    client.node.follow(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    for method, body in (("DELETE", b""), ("PUT", b""), ("PUT", b"{}"), ("POST", b"x" * 600_000), ("GET", b"")):
+        path = MESSAGES if method == "POST" else "/v1/queues/jobs"
+        async with client.session.request(method, client.node.url + path, data=body or None, headers=PROXY) as response:
+            assert response.status == 200
+    assert connections == [["delete 0", "put 0", "put 2", "post 600000", "get 0"]]
+    await client.node.api.leader.close()
+    await ended.wait()
     server.close()
 
 

@@ -17,9 +17,10 @@ from raftq.api import runs, sockets
 from raftq.api.frames import FORMATS
 from raftq.api.ports import Limits
 from raftq.api.problems import Problem
-from raftq.replication.shard import NotLeader, OutcomeUnknown, Overloaded
+from raftq.replication.shard import Committed, NotLeader, OutcomeUnknown, Overloaded, ShardError
 from raftq.storage.machine import commands
 from tests.api.conftest import Client, Serve
+from tests.api.shard import LocalShard
 from tests.api.test_leases import proposed, until
 
 JSON, MSGPACK = "raftq.v1.json", "raftq.v1.msgpack"
@@ -398,6 +399,90 @@ async def test_a_deleted_queue_ends_its_subscription(client: Client, connect: Op
     assert stream.ended["s"]["type"].endswith("unknown-queue")
     [again] = await stream.ask({"op": "unsubscribe", "subscription": "s"})
     assert again["field"] == "subscription"
+
+
+def leasing(client: Client, error: ShardError | None) -> list[float]:
+    """From now on the shard refuses leases with `error`. The loop times at which they were tried."""
+    tried: list[float] = []
+    propose = LocalShard.propose
+
+    def refusing(command: bytes) -> asyncio.Future[Committed]:
+        if type(commands.decode(command)) is not commands.Lease or error is None:
+            return propose(client.shard, command)
+        tried.append(asyncio.get_running_loop().time())
+        if not isinstance(error, OutcomeUnknown):
+            raise error
+        unsure: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
+        unsure.set_exception(error)
+        return unsure
+
+    client.shard.propose = refusing  # type: ignore[method-assign]
+    return tried
+
+
+@pytest.mark.parametrize("error", [Overloaded(), OutcomeUnknown()])
+async def test_a_subscription_goes_on_after_what_passes(client: Client, connect: Open, error: ShardError) -> None:
+    stream = await connect(client)
+    await client("PUT", "/v1/queues/jobs", {})
+    tried = leasing(client, error)
+    await stream.ask({"id": "s", "op": "subscribe", "queue": "jobs", "credit": 1})
+    await stream.ask(put("a"), put("b"))
+    await until(lambda: len(tried) == 2)
+    assert tried[1] - tried[0] > 0.9, "Retry-After is 1"
+    leasing(client, None)
+    await until(lambda: stream.pushed)
+    await stream.ask(settle("ack", *stream.pushed))
+    await until(lambda: len(stream.pushed) == 2)
+    assert [message["body"] for message in stream.pushed] == ["a", "b"]
+    assert not stream.ended
+
+
+async def test_credit_does_not_hasten_what_waits_for_room(client: Client, connect: Open) -> None:
+    stream = await connect(client)
+    await client.enqueue("a")
+    tried = leasing(client, Overloaded())
+    await stream.ask({"id": "s", "op": "subscribe", "queue": "jobs", "credit": 1})
+    await until(lambda: tried)
+    for _ in range(5):
+        await stream.ask({"op": "credit", "subscription": "s", "credit": 1})
+    await until(lambda: len(tried) == 2)
+    assert tried[1] - tried[0] > 0.9
+
+
+@pytest.mark.parametrize("way", ["unsubscribe", "close", "stop", "depose"])
+async def test_who_waits_for_room_ends_at_once(client: Client, connect: Open, way: str) -> None:
+    stream = await connect(client)
+    await client.enqueue("a")
+    tried = leasing(client, Overloaded())
+    await stream.ask({"id": "s", "op": "subscribe", "queue": "jobs", "credit": 1})
+    await until(lambda: tried)
+    [connection] = client.node.api.connections
+    subscription = connection._subscriptions._all["s"]  # type: ignore[attr-defined]
+    await until(lambda: subscription.rest)
+    match way:
+        case "unsubscribe":
+            await stream.ask({"op": "unsubscribe", "subscription": "s"})
+        case "close":
+            await stream.socket.close()
+        case "stop":
+            client.node.stopping = True
+            await client.node.api.drain(5)
+        case _:
+            client.node.follow(None)
+    await until(subscription.task.done)
+    assert len(tried) == 1
+    assert not stream.ended
+
+
+async def test_a_deleted_queue_ends_who_waits_for_room(client: Client, connect: Open) -> None:
+    stream = await connect(client)
+    await client.enqueue("a")
+    tried = leasing(client, Overloaded())
+    await stream.ask({"id": "s", "op": "subscribe", "queue": "jobs", "credit": 1})
+    await until(lambda: tried)
+    await client("DELETE", "/v1/queues/jobs")
+    await until(lambda: stream.ended)
+    assert stream.ended["s"]["type"].endswith("unknown-queue")
 
 
 async def test_what_was_leased_and_not_sent_is_handed_back(client: Client, connect: Open) -> None:

@@ -10,9 +10,9 @@ import pytest
 from raftq.cli import members
 from raftq.client.models import Cluster, ClusterNode
 from raftq.node.exits import Exit, Fatal
-from raftq.replication.shard import ChangeRefused, Peer
+from raftq.replication.shard import ChangeRefused, Peer, Status
 from tests.cli.conftest import Raftq
-from tests.client.nodes import Node
+from tests.client.nodes import Node, running
 
 
 def voter(node: str, applied: int | None = 5) -> Peer:
@@ -23,6 +23,30 @@ async def test_the_nodes_are_shown_without_a_command(raftq: Raftq) -> None:
     ended = await raftq("cluster")
     assert (ended.code, ended.out.startswith("cluster c1: n1 leads in term 3\n")) == (0, True)
     assert (await raftq("cluster", "--json")).json["leader"] == "n1"
+
+
+async def test_the_nodes_are_shown_as_the_leader_sees_them(raftq: Raftq, node: Node) -> None:
+    """A follower knows what it has itself, and not what the others have."""
+    async with running() as leader:
+        leader.shard.node_id = leader.shard.leader = "n2"
+        leader.shard.members = [voter("n1", applied=7)]
+        leader.shard.index = 9
+        node.follow(leader.url)
+        node.shard.members = [voter("n2", applied=None)]
+        told = node.shard.status
+
+        def status() -> Status:
+            """Of the follower, that tells where the leader is."""
+            found = told()
+            found.peers[1].api_url = leader.url
+            return found
+
+        node.shard.status = status  # type: ignore[method-assign]
+        shown = (await raftq("cluster")).out.splitlines()
+        assert [line.split()[3] for line in shown[2:]] == ["9", "7"], shown
+        leader.follow(None)
+        node.follow(None)
+        assert (await raftq("cluster")).out.startswith("cluster c1: no leader in term 3\n")
 
 
 async def test_a_node_is_added_and_removed(raftq: Raftq, node: Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from itertools import chain, repeat
 
@@ -9,7 +10,7 @@ import pytest
 
 from raftq.client.calls import Patience
 from raftq.client.client import AsyncClient
-from raftq.client.errors import NotFound, OutcomeUnknown, Refused, Unavailable
+from raftq.client.errors import Busy, NotFound, OutcomeUnknown, Refused, Unavailable
 from raftq.client.models import NewMessage
 from raftq.client.transport import Answer, Exchange, Lost, NotSent
 from tests.client.nodes import IMPATIENT, Node, ScriptedTransport, answer, client_of, problem
@@ -107,12 +108,13 @@ async def test_a_refusal_after_a_lost_answer_proves_nothing() -> None:
     assert isinstance(caught.value.__cause__, NotFound)
 
 
-async def test_a_refusal_is_raised_with_its_fields_and_not_repeated() -> None:
-    client, transport = scripted(problem(422, "no"))
+@pytest.mark.parametrize("status", [409, 422, 507])
+async def test_a_refusal_is_raised_with_its_fields_and_not_repeated(status: int) -> None:
+    client, transport = scripted(problem(status, "no"))
     with pytest.raises(Refused) as caught:
         await client.enqueue("jobs", HELLO)
     refused = caught.value
-    assert (refused.status, refused.type, str(refused)) == (422, "about:test", "Wait.")
+    assert (refused.status, refused.type, str(refused)) == (status, "about:test", "Wait.")
     assert refused.fields["applied"] == "no"
     assert len(bodies(transport)) == 1
 
@@ -163,6 +165,85 @@ async def test_backpressure_is_waited_for_as_told(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("raftq.client.calls.asyncio.sleep", sleep)
     assert (await client.enqueue("jobs", HELLO)).index == 7
     assert 3 in waits
+
+
+class Clock:
+    """Stands still but for sleeps, which last no time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = self.now = asyncio.get_running_loop().time()
+        monkeypatch.setattr("raftq.client.calls._now", lambda: self.now)
+        monkeypatch.setattr("raftq.client.calls.asyncio.sleep", self.sleep)
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    @property
+    def passed_seconds(self) -> float:
+        return self.now - self.begun
+
+
+FULL = problem(429, "no", **{"Retry-After": "1"})
+
+
+async def test_at_the_deadline_a_full_queue_is_told_in_the_words_of_the_node(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Clock(monkeypatch)
+    async with client_of(node) as client:
+        await client.define_queue("jobs", {"max_messages": 1})
+        with pytest.raises(Busy) as caught:
+            await client.enqueue("jobs", HELLO * 2)
+        assert (caught.value.status, caught.value.type) == (429, "https://raftq.dev/problems/queue-full")
+        assert str(caught.value).startswith("The queue jobs is full: ")
+        assert isinstance(caught.value, Refused)
+        assert isinstance(caught.value, Unavailable)
+
+
+async def test_an_attempt_has_time_to_be_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    client, transport = scripted(FULL)
+    client._caller.patience = Patience()
+    with pytest.raises(Busy):
+        await client.enqueue("jobs", HELLO)
+    assert len(bodies(transport)) == 30
+    assert min(exchange.timeout_seconds for exchange in transport.seen) >= 1
+    assert 28 <= clock.passed_seconds <= 29
+
+
+async def test_a_leader_that_is_busy_is_asked_again_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    client, transport = scripted(FULL, FULL, ENQUEUED)
+    client._caller.discovery.redirected(B)
+    await client.enqueue("jobs", HELLO)
+    assert [exchange.url.split("/v1")[0] for exchange in transport.seen] == [B, B, B]
+
+
+@pytest.mark.parametrize(("refusal", "kind"), [(FULL, Busy), (problem(503, "no"), Unavailable)])
+async def test_a_redirect_hides_no_words(
+    monkeypatch: pytest.MonkeyPatch, refusal: Answer, kind: type[Exception]
+) -> None:
+    Clock(monkeypatch)
+    redirect = Answer(307, {"Location": f"{A}/v1/queues/jobs/messages"}, b"")
+    client, _ = scripted(refusal, redirect, leader=None)
+    with pytest.raises(kind, match=r"Wait\."):
+        await client.enqueue("jobs", HELLO)
+
+
+async def test_at_the_deadline_the_newest_trouble_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    client, _ = scripted(FULL, NotSent("connection refused"))
+    with pytest.raises(Unavailable, match="connection refused") as caught:
+        await client.enqueue("jobs", HELLO)
+    assert not isinstance(caught.value, Busy)
+
+
+async def test_a_busy_node_proves_nothing_of_an_attempt_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    client, _ = scripted(Lost("reset"), FULL)
+    with pytest.raises(OutcomeUnknown, match=r"Wait\.") as caught:
+        await client.enqueue("jobs", HELLO)
+    assert isinstance(caught.value.__cause__, Busy)
 
 
 async def test_deleting_what_an_earlier_attempt_deleted_is_done() -> None:

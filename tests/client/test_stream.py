@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from raftq.client.client import AsyncClient
-from raftq.client.errors import NotFound, OutcomeUnknown, Refused, Unavailable
-from raftq.client.models import NewMessage
+from raftq.client.errors import Busy, NotFound, OutcomeUnknown, Refused, Unavailable
+from raftq.client.models import Enqueued, NewMessage
 from tests.client.nodes import IMPATIENT, Node, running
 
 
@@ -58,6 +58,10 @@ async def test_what_is_refused_is_raised(client: AsyncClient) -> None:
         assert refused.value.status == 422
         with pytest.raises(NotFound):
             await stream.enqueue("none", NewMessage(body=1), auto_create=False)
+        await client.define_queue("jobs", {"max_messages": 1})
+        with pytest.raises(Busy) as busy:
+            await stream.ask("enqueue", Enqueued, queue="jobs", messages=[{"body": 1}] * 2)
+        assert busy.value.type.endswith("queue-full")
 
 
 async def test_the_end_is_told_as_it_is(node: Node, client: AsyncClient) -> None:
