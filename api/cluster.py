@@ -31,10 +31,10 @@ _WELCOME = b"""raftq: a message queue for work you cannot lose.
 
   put one   curl -d hello http://HOST/q/jobs
   take one  curl http://HOST/q/jobs
-  queues    curl http://HOST/v1/queues?stats=true
+  queues    curl -L 'http://HOST/v1/queues?stats=true'
   cluster   curl http://HOST/v1/cluster
 
-The HTTP API is described in docs/api.md.
+The HTTP API is at http://HOST/docs, and as OpenAPI at http://HOST/openapi.json.
 """
 
 

@@ -52,9 +52,6 @@ KINDS = {
     "disk-reserve": (507, "A node's disk is almost full"),
 }
 
-#: Fields that DESIGN promises and a later version will take.
-LATER = frozenset(("partitions",))
-
 
 class Problem(Exception):
     """Answered to the client. Raised anywhere below the dispatch."""
@@ -137,7 +134,7 @@ def _invalid_field(text: str) -> Problem:
         return invalid(field or "request", what)
     name = unknown.group(1)
     field = f"{field}.{name}" if field else name
-    return invalid(field, "not supported in this version" if name in LATER else "there is no such field")
+    return invalid(field, "there is no such field")
 
 
 def refused(reason: str, detail: str, queue: str) -> Problem:

@@ -154,6 +154,8 @@ def _refuse(plans: list[_Planned], reply: replies.Transacted) -> NoReturn:
         if obstacle.reason == "gone" and not isinstance(command, commands.Enqueue):
             told["detail"] = "These receipts hold no message any more, or an operation before names them too."
             told.setdefault("receipts", []).extend(_gone(command, obstacle.results))
+        elif obstacle.reason == "unknown_queue":
+            told["detail"] = problems.unknown_queue(command.queue).detail
         else:
             told["detail"] = obstacle.detail
     which = ", ".join(str(at) for at in found)

@@ -25,6 +25,6 @@ QUEUES: dict[str, dict[str, Any]] = {
 
 
 async def define(client: AsyncClient) -> None:
-    """As often as you like: what is there already stays as it is."""
+    """As often as you like: the settings of these queues are set to these again, and their messages stay."""
     for queue, settings in QUEUES.items():
         await client.define_queue(queue, settings)

@@ -228,7 +228,7 @@ def _take(folder: Path) -> FolderLock:
         return FolderLock(folder)
     except FolderInUse as error:
         raise Fatal(
-            Exit.FOLDER_IN_USE, f"{error} already runs a cluster on {folder}: stop it, or use another --data"
+            Exit.FOLDER_IN_USE, f"another raftq up runs a cluster on {folder}: stop it, or use another --data"
         ) from error
     except OSError as error:
         raise Fatal(Exit.CONFIG, f"cannot use the folder {folder}: {error.strerror}") from error
@@ -272,7 +272,7 @@ def _node(folder: Path, name: str, port: int) -> LocalNode:
 def _check_ports(node: LocalNode) -> None:
     for address, what in ((node.api_url, "its API"), (node.peer_address, "its peers")):
         if local_ports.is_taken(port := local_ports.of(address)):
-            hint = "stop that, or start a cluster elsewhere with --data and --port"
+            hint = "stop that, or make a cluster with other ports: raftq up or restore with a new --data, and --port"
             raise Fatal(
                 Exit.PORT_TAKEN, f"port {port}, which {node.id} needs for {what}, is taken by another program: {hint}"
             )

@@ -354,7 +354,7 @@ def _lock(folder: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
         os.close(descriptor)
-        raise EnvironmentBusy(f"{folder}: is open in another process") from exc
+        raise EnvironmentBusy(f"{folder} is open in another process: stop that one first") from exc
     except OSError:
         os.close(descriptor)
         raise

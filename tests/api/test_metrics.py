@@ -264,14 +264,35 @@ def rules() -> list[dict[str, Any]]:
     return found
 
 
+def scrape_jobs() -> dict[str, str]:
+    """The path of each job."""
+    page = (DEPLOY.parent / "docs" / "operations.md").read_text(encoding="utf-8")
+    [given] = re.findall(r"```yaml\n(scrape_configs:.*?)```", page, re.DOTALL)
+    return {job["job_name"]: job.get("metrics_path", "/metrics") for job in yaml.safe_load(given)["scrape_configs"]}
+
+
+@pytest.mark.parametrize("queue", ["jobs", "dead", "dead-letters"])
+async def test_the_alert_for_what_waits_tells_the_queue_and_leaves_dead_letters_out(client: Client, queue: str) -> None:
+    """One dead letter that lies would raise it for ever."""
+    [expr] = [rule["expr"] for rule in rules() if rule["alert"] == "RaftqMessagesWait"]
+    [(name, left_out)] = re.findall(r'max by \(job, queue\) \((\w+){.*queue!~"(.*)"}\)', expr)
+    await client.enqueue("a", queue=queue)
+    client.shard.later(700)
+    assert value(await scraped(client, "/metrics/detailed"), name, queue=queue) == 700
+    assert bool(re.fullmatch(left_out, queue)) == (queue != "jobs")
+
+
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
 async def test_alerts_name_metrics_that_there_are(client: Client, rule: dict[str, Any]) -> None:
+    """Each in what the job is scraped at, which the operations page states."""
     await client.enqueue("a")
-    there = {sample.name for family in (await scraped(client)).values() for sample in family.samples}
-    there |= {measured.name for measured in MEASURES}
-    named = set(re.findall(r"raftq_\w+", rule["expr"]))
-    assert named
-    assert named <= there
+    named = re.findall(r'(raftq_\w+){job="([\w-]+)"', rule["expr"])
+    assert len(named) == len(re.findall(r"raftq_\w+", rule["expr"]))
+    for name, job in named:
+        path = scrape_jobs()[job]
+        there = {sample.name for family in (await scraped(client, path)).values() for sample in family.samples}
+        there |= {measured.name for measured in MEASURES if path == "/metrics"}
+        assert name in there, (job, path)
     assert {"severity"} <= set(rule["labels"])
     assert {"summary", "description"} <= set(rule["annotations"])
 

@@ -125,6 +125,17 @@ async def test_a_redrive_from_its_beginning_to_its_end(client: Client) -> None:
     ]
 
 
+async def test_a_purge_makes_a_redrive_be_forgotten(client: Client) -> None:
+    await dead(client, "a", "b")
+    assert (await client("POST", "/v1/queues/dead/redrive", {"messages_per_second": 1})).json["state"] == "running"
+    assert (await client("POST", "/v1/queues/dead/purge")).json == {"messages": 2}
+    client.shard.later(2)
+    for method in ("GET", "DELETE"):
+        reply = await client(method, "/v1/queues/dead/redrive")
+        assert (reply.status, reply.json["type"].rpartition("/")[2]) == (404, "unknown-redrive")
+    assert await client.lease(max=10) == []
+
+
 @pytest.mark.parametrize(
     ("given", "field"),
     [

@@ -70,6 +70,15 @@ async def test_ticks(client: Client) -> None:
     assert (found["ticks"], found["skipped"]) == (4, 8), "one for the nine missed, and one on time"
 
 
+async def test_the_message_of_a_tick_is_delivered_as_any_other(client: Client) -> None:
+    await put(client)
+    client.shard.later(60)
+    for deliveries in (1, 2):
+        [found] = await client.lease("jobs", max=9, lease_seconds=1)
+        assert (found["attributes"]["tick"], found["deliveries"]) == (1, deliveries)
+        client.shard.later(1)
+
+
 async def test_cron_in_a_time_zone(client: Client) -> None:
     """The shard's clock stands at 23:13:20 in Berlin."""
     found = await put(client, interval_seconds=None, cron="30 2 * * *", time_zone="Europe/Berlin")

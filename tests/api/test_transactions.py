@@ -66,6 +66,7 @@ async def test_nothing_is_done_and_what_stood_in_the_way_is_named(client: Client
         (1, "gone", [receipts[1], "99.1.0"]),
         (2, "unknown-queue", None),
     ]
+    assert told[1]["detail"] == "There is no queue none: create it with PUT /v1/queues/none."
     assert "operations 1, 2 (from 0)" in reply.json["detail"]
     assert (await client("GET", "/v1/queues/next")).status == 404
     assert (await client("GET", "/v1/queues/jobs/stats")).json["leased"] == 3

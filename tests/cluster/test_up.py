@@ -130,7 +130,7 @@ def test_one_cluster_to_a_folder(up: Callable[..., Up]) -> None:
     second = up()
     assert second.end() == Exit.FOLDER_IN_USE
     assert len(second.lines) == 1
-    assert str(first.data) in second.text
+    assert f"another raftq up runs a cluster on {first.data}: stop it, or use another --data" in second.text
     assert first.process.poll() is None
     assert first.interrupt() == Exit.STOPPED
     other = up("--nodes=5")

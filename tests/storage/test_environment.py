@@ -118,7 +118,7 @@ def test_commits_are_synced(environment: Environment) -> None:
 
 
 def test_a_second_open_is_refused_in_this_process(environment: Environment) -> None:
-    with pytest.raises(EnvironmentBusy, match="is open in another process"):
+    with pytest.raises(EnvironmentBusy, match="is open in another process: stop that one first"):
         Environment(environment.folder)
 
 
@@ -132,7 +132,8 @@ def test_a_second_open_is_refused_in_another_process(environment: Environment) -
         """,
         str(environment.folder),
     )
-    assert child.stderr.splitlines()[-1].endswith(f"EnvironmentBusy: {environment.folder}: is open in another process")
+    said = f"EnvironmentBusy: {environment.folder} is open in another process: stop that one first"
+    assert child.stderr.splitlines()[-1].endswith(said)
 
 
 def test_a_closed_or_refused_environment_can_be_opened_again(folder: Path) -> None:
