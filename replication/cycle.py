@@ -29,8 +29,8 @@ from raftq.replication.health import Health
 from raftq.replication.journal import Journal
 from raftq.replication.membership import Configuration
 from raftq.replication.pending import Proposals, Reads
+from raftq.replication.roster import FOR_EVER, Roster
 from raftq.replication.roster import META as ROSTER
-from raftq.replication.roster import Roster
 from raftq.replication.shard import (
     ChangeRefused,
     Committed,
@@ -419,12 +419,13 @@ class RaftShard:
 
     def _on_refused(self, node: str, refusal: Refusal) -> None:
         """A peer turned this node away. For good, unless a later configuration names this very folder, or the folder
-        waits to be added: the peer may not know yet that it was."""
+        waits to be added: the peer may not know yet that it was. An old copy of a folder is one for ever."""
         index, configuration, _ = self._membership()
         named_since = self._uuid_in(configuration) and index > refusal.config_index
         if 0 < refusal.acknowledged <= self._journal.durable_index:
             return  # its hello was long on its way: it is older than what it had acknowledged when it arrived
-        if refusal.final and self._was_member and not named_since:
+        counts = self._was_member or refusal.config_index == FOR_EVER
+        if refusal.final and counts and not named_since:
             self._end_for_good(f"{node} says: {refusal.reason}")
 
     def _end_for_good(self, reason: str) -> None:

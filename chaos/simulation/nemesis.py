@@ -351,7 +351,7 @@ class Nemesis:
                 f"remove {found.id}",
                 lambda shard: shard.remove(found.id),
                 lambda: found.id not in self._arena.members(),
-                lambda: self._scheduler.after(3 * self._dice.random(), self._retire, found),
+                lambda: self._scheduler.after(3 * self._dice.random(), self._retire, found, found.uuid),
             )
 
     def _swap(self, node: str, *, alone: bool = True) -> None:
@@ -360,11 +360,12 @@ class Nemesis:
         spare = next((other for other in self._arena.nodes.values() if not other.name_in_use), None)
         if spare is not None and not (alone and self.doing) and found.id in self._arena.members():
             self._join(spare, replaces=found.id)
-            self._scheduler.after(4.0, self._retire, found)
+            self._scheduler.after(4.0, self._retire, found, found.uuid)
 
-    def _retire(self, node: SimNode) -> None:
-        """It is no member any more, and whether it knows or not, it is switched off."""
-        if node.id not in self._arena.members():
+    def _retire(self, node: SimNode, uuid: str) -> None:
+        """It is no member any more, and whether it knows or not, it is switched off; unless another folder has come
+        under its name meanwhile."""
+        if node.id not in self._arena.members() and node.uuid == uuid:
             node.kill()
             node.name_in_use = False
 

@@ -388,6 +388,15 @@ def test_what_a_purge_removes_may_be_anything_but_doubled(run: Run) -> None:
     run.breaks("only the holder settles", Ack(Q, late.queue_number, slots(late, 0)), results=[b"\0"])
 
 
+def test_a_purge_of_nothing_changes_nothing(run: Run) -> None:
+    """What was acked is acked again: seed 466 took that for a violation."""
+    run.do(put("a"))
+    late = leased_one(run)
+    for _ in range(2):
+        assert run.do(Ack(Q, late.queue_number, slots(late, 0))).results == [b"\0"]
+        assert run.do(PurgeQueue(Q)).messages == 0
+
+
 def test_more_of_a_group_than_may_be_leased(run: Run) -> None:
     run.do(DefineQueue(Q, QueueSettings(max_leased_per_group=1)))
     blob = packing.pack([packing.pack_message(b'"%d"' % at, group=b"g%d" % (at % 2)) for at in range(4)])

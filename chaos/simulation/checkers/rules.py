@@ -173,10 +173,7 @@ class Rules:
             if reply.ranges:
                 self._leased(meta, self._partition(queue, reply.queue_number), command, reply, given)
         elif isinstance(command, PurgeQueue) and isinstance(reply, Purged):
-            queue.messages.clear()
-            queue.waiting.clear()
-            queue.leases.clear()
-            self._lossy.add(queue.key)
+            self._purged(queue, reply)
         elif isinstance(command, DeleteMessage) and isinstance(reply, MessageDeleted):
             self._deleted(meta, queue, command)
         elif isinstance(command, Redrive) and isinstance(reply, Redriving):
@@ -223,6 +220,14 @@ class Rules:
         origins = [key for key, targets in self._moves.items() if queue.key in targets]
         for target in origins if command.target is None else [command.target]:
             self._feed(queue.key, target)
+
+    def _purged(self, queue: _Queue, reply: Purged) -> None:
+        """Of a queue with nothing in it all stays as it was: what was acked may be acked again."""
+        if reply.messages:
+            queue.messages.clear()
+            queue.waiting.clear()
+            queue.leases.clear()
+            self._lossy.add(queue.key)
 
     def _deleted(self, meta: Meta, queue: _Queue, command: DeleteMessage) -> None:
         message = queue.messages.get(command.number)
