@@ -76,7 +76,7 @@ class Totals(Answered):
     rejected: Count
     dead_lettered: Count
     discarded: Count
-    #: By a purge, or by their id.
+    #: By a purge, by their id, or replaced.
     removed: Count
     redriven: Count
 
@@ -202,6 +202,8 @@ class Topic(Answered):
     name: str
     #: Messages so far, whatever came of them.
     published: Count
+    #: Of each queue that a subscription creates; null: it has none.
+    partitions: int | None
 
 
 class TopicPage(Answered):

@@ -191,7 +191,7 @@ def routes() -> list[Route]:
             problems=("transaction-refused",),
         ),
         Route(
-            "PUT", _TOPIC, topics.define, leader=True, takes=schemas.NOTHING, gives={200: shown.Topic, 201: shown.Topic}
+            "PUT", _TOPIC, topics.define, leader=True, takes=schemas.TOPIC, gives={200: shown.Topic, 201: shown.Topic}
         ),
         Route("GET", _TOPIC, topics.read, query=_READ, gives={200: shown.Topic}, problems=_TOPIC_PROBLEMS),
         Route("DELETE", _TOPIC, topics.remove, leader=True, gives={200: shown.TopicRemoved}, problems=_TOPIC_PROBLEMS),

@@ -167,13 +167,20 @@ class QueueGiven(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     max_bytes: Annotated[int, Meta(ge=1, le=NUMBER_MAX)] | None | UnsetType = UNSET
     #: Messages of one group key that may be leased at once; 1 is strict order. Set or taken away while the queue is
     #: empty, changed at any time.
-    max_leased_per_group: Annotated[int, Meta(ge=1, le=1_000_000)] | None | UnsetType = UNSET
+    max_leased_per_group: Annotated[int, Meta(ge=1, le=1_000)] | None | UnsetType = UNSET
     #: The name stands for so many queues, `name.0` and so on. Only where there is no queue yet; then it stays.
     partitions: Annotated[int, Meta(ge=1, le=64)] | None | UnsetType = UNSET
 
 
 class NothingGiven(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """There is nothing to say: no body, or an empty object."""
+
+
+class TopicGiven(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """What subscriptions create."""
+
+    #: Each queue that a subscription creates from now on has so many; left out: as before, at first none.
+    partitions: Annotated[int, Meta(ge=1, le=64)] | None = None
 
 
 class PurgeGiven(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -319,6 +326,7 @@ REJECT = Schema(RejectGiven)
 EXTEND = Schema(ExtendGiven)
 QUEUE = Schema(QueueGiven)
 NOTHING = Schema(NothingGiven)
+TOPIC = Schema(TopicGiven)
 PURGE = Schema(PurgeGiven)
 REDRIVE = Schema(RedriveGiven)
 PUBLISH = Schema(PublishGiven)

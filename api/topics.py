@@ -15,6 +15,7 @@ from raftq.api.reads import PAGE_MAX, name_text, view_of, whole_number
 from raftq.api.schemas import MessageGiven
 from raftq.storage.machine import commands, filters, replies
 from raftq.storage.machine.commands import QueueKey, TopicKey
+from raftq.storage.machine.records import TopicRecord
 from raftq.storage.machine.views import View
 
 
@@ -31,13 +32,13 @@ def _queue(call: Call) -> QueueKey:
 async def define(call: Call) -> Answer:
     """PUT /v1/topics/{topic}: Define a topic."""
     topic = _topic(call)
-    await call.decode(schemas.NOTHING)
-    reply, _ = await propose(call, commands.DefineTopic(topic), replies.TopicDefined, topic)
-    return call.answer(_described(topic, reply.published), 201 if reply.created else 200)
+    given = await call.decode(schemas.TOPIC)
+    reply, _ = await propose(call, commands.DefineTopic(topic, given.partitions), replies.TopicDefined, topic)
+    return call.answer(_described(topic, reply), 201 if reply.created else 200)
 
 
-def _described(topic: TopicKey, published: int) -> dict[str, Any]:
-    return {"name": names.queue_name(topic), "published": published}
+def _described(topic: TopicKey, record: replies.TopicDefined | TopicRecord) -> dict[str, Any]:
+    return {"name": names.queue_name(topic), "published": record.published, "partitions": record.partitions}
 
 
 async def read(call: Call) -> Answer:
@@ -46,7 +47,7 @@ async def read(call: Call) -> Answer:
     record = (await view_of(call)).topic(topic)
     if record is None:
         raise problems.unknown_topic(topic)
-    return call.answer(_described(topic, record.published))
+    return call.answer(_described(topic, record))
 
 
 async def remove(call: Call) -> Answer:
@@ -62,7 +63,7 @@ async def list_all(call: Call) -> Answer:
     limit = whole_number(call, "limit", 100, least=1, most=PAGE_MAX)
     view = await view_of(call)
     found, cursor = view.topics(names.namespace(), prefix or "", limit, cursor)
-    return call.answer({"topics": [_described(topic.key, topic.published) for topic in found], "cursor": cursor})
+    return call.answer({"topics": [_described(topic.key, topic) for topic in found], "cursor": cursor})
 
 
 async def subscribe(call: Call) -> Answer:

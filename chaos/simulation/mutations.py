@@ -459,8 +459,8 @@ _ALL: Final = (
                 "while engine.applied_index < engine.commit_index:",
             ),
             _cycle(
-                "                if index > engine.commit_index or self._digests.due:\n",
-                "                if index > engine.commit_index:\n",
+                "                if index > engine.commit_index or self._digests.due or budget < 0:\n",
+                "                if index > engine.commit_index or budget < 0:\n",
             ),
         ),
         seed=1,

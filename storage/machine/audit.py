@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from raftq.storage.machine import dedup, keys, leases, records
 from raftq.storage.machine.batches import SPARSE_VERSION, sparseness
+from raftq.storage.machine.groups import LIMIT_MAX
 from raftq.storage.machine.invariants import broken
 from raftq.storage.machine.ports import Txn
 from raftq.storage.machine.records import Batch, Cluster, Piece, QueueRecord
@@ -306,6 +307,8 @@ class _Scan:
         room = max((limit or 0) - leased - (held_back if limit == 1 else 0), 0)
         if queue.regroup_due_ms is not None and key[5:] >= queue.regrouped:
             room = record.eligible
+        if room > LIMIT_MAX:
+            broken(f"{room} messages of group {group!r} are eligible")
         first, later = members[:room], members[room:]
         counted = record.leased, record.held_back, record.eligible, record.blocked
         _same(f"counts of group {group!r}", counted, (leased, held_back, len(first), len(later)))

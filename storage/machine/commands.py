@@ -272,6 +272,8 @@ class DefineTopic(msgspec.Struct, array_like=True, forbid_unknown_fields=True, t
     """Creates the topic unless it exists."""
 
     topic: TopicKey
+    #: What a queue that a subscription creates has from now on, 1 to 64; None leaves it as it is, at first without.
+    partitions: int | None = None
 
 
 class DeleteTopic(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=20, gc=False):
@@ -435,19 +437,37 @@ _PLAIN_BYTES = 256
 
 
 def _weight(command: Command) -> int:
+    """Messages count as if they had a group, slots as if each were of another batch: nothing here says whether."""
     match command:
         case Enqueue():
-            return 1 + sum(map(_named, command.parts))
+            return sum([_stored(part) + _named(part) for part in command.parts])
         case Publish():
-            return 1 + 8 * sum(map(_named, command.parts))
+            return sum([16 * _stored(part) + 32 * _named(part) for part in command.parts])
         case Lease():
-            return 1 + command.max // 8
-        case Ack() | Nack() | Release() | Reject() | Extend():
-            return 1 + len(command.leases) + sum(len(named.slots) for named in command.leases) // 10
+            return 1 + command.max // 4
+        case Ack():
+            return 1 + len(command.leases) + _slots(command.leases) // 4
+        case Nack() | Release() | Reject():
+            return 1 + len(command.leases) + _slots(command.leases) // 2
+        case Extend():
+            return 1 + len(command.leases) + _slots(command.leases) // 50
         case Transact():
             return sum(map(_weight, command.operations))
+        case DefineQueue() if command.settings.max_leased_per_group is not None:
+            return 300
+        case Expire():
+            return 300
         case _:
-            return 1
+            return 32
+
+
+def _slots(leases: list[Slots]) -> int:
+    return sum([len(named.slots) for named in leases])
+
+
+def _stored(part: Part) -> int:
+    """The blob begins with how many messages there are."""
+    return 1 + int.from_bytes(part.blob[:4], "little") // 4
 
 
 def _named(part: Part) -> int:

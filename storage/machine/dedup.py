@@ -73,7 +73,7 @@ def claim(
             return record
         state.wall.remove(record.expires_ms, key)
     expires_ms = keys.after(meta.wall_ms, queue.settings.dedup_window_ms)
-    state.txn.put(key, records.encode(DedupRecord(priority, number, expires_ms)))
+    state.txn.put(key, records.encode(DedupRecord(priority, number, expires_ms, queue.number)))
     state.wall.add(expires_ms, key)
     return None
 

@@ -2,8 +2,9 @@
 
 Order of a step: leases past their deadline, then by wall time delays, dedup ids, requests and retention, then the
 remains of deleted queues, then sparse batches. Each message returned, made ready or dead-lettered, and each record
-removed, costs one of the step's limit, and a batch rewritten more; and the bytes of dead letters are limited. So a step
-takes a bounded time however much is due; what is left over is the next step's, and depends on nothing but the tables.
+removed, costs one of the step's limit; a long record, and a batch rewritten, more; and the bytes of messages past
+retention and of dead letters are limited. So a step takes a bounded time however much is due; what is left over is the
+next step's, and depends on nothing but the tables.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ from raftq.storage.machine.replies import Effect, Expired
 if TYPE_CHECKING:
     from raftq.storage.machine.state import State
 
+#: Of a record: reading as many costs a step as much as the removal of another; and of a lease that passes.
+READ_BYTES = 2048
+LEASE_BYTES = 1024
+#: Why a message is dead-lettered. All of it is read even when there is no dead-letter queue: to see how old it is.
+_RETENTION = "retention"
+
 
 class _Step:
     """What one step did so far, and what it may still do."""
@@ -28,7 +35,7 @@ class _Step:
         self.state = state
         self.meta = meta
         self.left = limit
-        #: Of messages that are dead-lettered.
+        #: Of messages that are dead-lettered or past retention.
         self.bytes_left = deadletters.MOVED_BYTES_MAX
         self.done = Expired(0, 0, 0, more=False)
         #: Queues that were changed, in that order, and what could be leased before.
@@ -47,6 +54,10 @@ class _Step:
         self.state.queues.changed(queue)
         self._before.setdefault(queue.number, (queue, queue.leasable))
 
+    def tells(self, queue: QueueRecord) -> None:
+        """What may be leased of it is told even if it is no more than before."""
+        self._before[queue.number] = queue, 0
+
     def effects(self) -> list[Effect]:
         return [effect for queue, ready in self._before.values() for effect in queues.became_ready(queue, ready)]
 
@@ -55,6 +66,7 @@ class _Step:
         target = deadletters.target(self.state, self.meta, queue)
         if target is not None:
             self.changes(target)
+        if target is not None or reason == _RETENTION:
             self.bytes_left -= sum(piece.bytes for piece in dead)
         deadletters.move(self.state, self.meta, queue, dead, reason, target)
         self.done.dead += sum(piece.count for piece in dead)
@@ -93,6 +105,7 @@ def _pass_leases(step: _Step) -> None:
             _forget(step, ms, key)
         else:
             _pass_lease(step, queue, key, records.decode_lease(value))
+            step.left -= len(value) // LEASE_BYTES
 
 
 def _pass_lease(step: _Step, queue: QueueRecord, key: bytes, lease: LeaseRecord) -> None:
@@ -164,8 +177,7 @@ def _pass_wall_time(step: _Step) -> None:
         elif key[:1] == keys.REDRIVE:
             _pass_redrive(step, queue)
         elif key[:1] == keys.GROUP:
-            step.changes(queue)
-            step.left -= max(step.state.places.groups.regroup(queue, step.left), 1)
+            _pass_regrouping(step, queue)
         else:
             value = step.state.txn.get(key)
             assert value is not None, key
@@ -175,12 +187,20 @@ def _pass_wall_time(step: _Step) -> None:
             step.done.delays += count
 
 
+def _pass_regrouping(step: _Step, queue: QueueRecord) -> None:
+    """In the end all are told who wait for a message: a lease may have ended before it came to one."""
+    step.changes(queue)
+    step.left -= max(step.state.places.groups.regroup(queue, step.left), 1)
+    if queue.regroup_due_ms is None:
+        step.tells(queue)
+
+
 def _pass_retention(step: _Step, queue: QueueRecord) -> None:
     """A look costs one even when it finds nothing: the message that it was for may be leased, or gone."""
     step.changes(queue)
     pieces = retention.take(step.state, step.meta, queue, step.left, step.bytes_left)
     if pieces:
-        step.bury(queue, pieces, "retention")
+        step.bury(queue, pieces, _RETENTION)
     step.left -= max(sum(piece.count for piece in pieces), 1)
     retention.look_again(step.state, queue)
 
@@ -216,6 +236,7 @@ def _remove_remains(step: _Step) -> None:
                 step.done.forgotten += 1
             else:
                 _forget(step, moment_ms, key)
+            step.left -= len(value) // READ_BYTES
             if step.left <= 0:
                 return
         state.txn.delete(deleted)

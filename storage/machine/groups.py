@@ -8,6 +8,11 @@ one, so that none that came after it goes before it.
 
 Invariant, after `settle`: of each key the first (limit - leased) ready messages are eligible, all of them before the
 `frontier` of its record, and no others. So a lease, an ack and a return cost the same whatever waits behind.
+
+A change of the limit moves messages of every key, so it is done in steps of `expiry`, key by key. Of a stale key, which
+no step has come to, there may be more eligible ones than may be leased, or fewer: no more than a limit ever let be, and
+a command moves no more of them than it takes, adds or ends itself. A lease looks at the limit even so; it passes over a
+stale key that has no room, and moves messages on its way: up to a number.
 """
 
 from __future__ import annotations
@@ -22,8 +27,15 @@ from raftq.storage.machine.ports import Txn
 from raftq.storage.machine.records import GroupRecord, Piece, QueueRecord
 from raftq.storage.machine.timetable import Timetable
 
-#: Keys that a change of the limit looks at in its own step; the others are left to steps of `expiry`.
+#: The highest limit.
+LIMIT_MAX = 1_000
+#: Keys and messages that a change of the limit sets right in its own step; the rest is left to steps of `expiry`.
 REGROUPED_MAX = 1_000
+#: And those that a lease passes over: it ends there, with what it has.
+PASSED_MAX = 1_000
+
+#: Before a group key in GROUP.
+_OF_QUEUE_BYTES = len(keys.of_queue(keys.GROUP, 0))
 
 
 class Groups:
@@ -32,8 +44,9 @@ class Groups:
         self._batches = batches
         self._wall = wall
         self._firsts = FirstKeys(txn, keys.ELIGIBLE)
-        #: What changed since the last `settle`: key in GROUP -> (its queue, its record).
-        self.unsettled: dict[bytes, tuple[QueueRecord, GroupRecord]] = {}
+        #: What changed since the last `settle`: key in GROUP -> (its queue, its record, and before: how many were
+        #: eligible, how many there was room for).
+        self.unsettled: dict[bytes, tuple[QueueRecord, GroupRecord, int, int]] = {}
 
     def of(self, queue: QueueRecord, piece: Piece) -> bytes:
         """The group key of the piece's first message; b"": none of the piece has one, or the queue does not care."""
@@ -62,7 +75,7 @@ class Groups:
     def ready(self, queue: QueueRecord, groups: Iterable[str]) -> int:
         """How many messages of these group keys may be leased."""
         found = [self._read(keys.group(queue.number, group.encode())) for group in dict.fromkeys(groups)]
-        return sum(record.eligible for record in found if record is not None)
+        return sum(min(record.eligible, _room(queue, record)) for record in found if record is not None)
 
     def _read(self, key: bytes) -> GroupRecord | None:
         value = self._txn.get(key)
@@ -75,7 +88,7 @@ class Groups:
         if known is not None:
             return key, known[1]
         record = self._read(key) or GroupRecord()
-        self.unsettled[key] = queue, record
+        self.unsettled[key] = queue, record, record.eligible, _room(queue, record)
         return key, record
 
     def add(self, queue: QueueRecord, piece: Piece, group: bytes) -> None:
@@ -106,17 +119,16 @@ class Groups:
         self._firsts.of(*keys.line_of(eligible)).removed(eligible)
         record.eligible -= 1
 
-    def lookup(self, queue: QueueRecord, eligible: bytes) -> Piece | None:
-        """The message at this key of ELIGIBLE. None: the limit was lowered since it came there, and it is not there
-        any more."""
+    def lookup(self, queue: QueueRecord, eligible: bytes, passed_max: int) -> Piece | int:
+        """The message at this key of ELIGIBLE. A number: the limit was lowered since it came there, and so many were
+        passed over, up to that many: it may be there still when they were as many."""
         group = self._txn.get(eligible)
         if group is None:
-            return None
+            return 1
         key, record = self._record(queue, group)
         if _room(queue, record) > 0:
             return records.decode_piece(self._txn.get(keys.MEMBER + eligible[1:]) or b"")
-        self._settle(queue, key, record)
-        return None
+        return max(self._move(queue, key, record, 0, passed_max), 1)
 
     def lease(self, queue: QueueRecord, eligible: bytes) -> None:
         """The message at this key of ELIGIBLE is leased: whoever ends that says `let_go`."""
@@ -172,16 +184,29 @@ class Groups:
         """At the end of a command, before anybody is told what is ready."""
         if not self.unsettled:
             return
-        for key, (queue, record) in self.unsettled.items():
-            self._settle(queue, key, record)
+        for key, (queue, record, eligible, room_before) in self.unsettled.items():
+            room = _room(queue, record)
+            if _is_stale(queue, key):
+                least = min(eligible + max(room - room_before, 0), room)
+                room = min(max(record.eligible, least), max(room, eligible))
+            self._move(queue, key, record, room)
+            self._write(key, record)
         self.unsettled.clear()
 
-    def _settle(self, queue: QueueRecord, key: bytes, record: GroupRecord) -> None:
-        room = max(_room(queue, record), 0)
-        while record.blocked and record.eligible < room:
-            self._promote(queue, key, record)
-        while record.eligible > room:
-            self._demote(queue, key, record)
+    def _move(
+        self, queue: QueueRecord, key: bytes, record: GroupRecord, room: int, count_max: int | None = None
+    ) -> int:
+        """Promote or demote until as many are eligible as there is room for, or up to so many: how many were moved."""
+        promoted = min(room - record.eligible, record.blocked)
+        moved = abs(promoted) if count_max is None else min(abs(promoted), count_max)
+        for _ in range(moved):
+            if promoted > 0:
+                self._promote(queue, key, record)
+            else:
+                self._demote(queue, key, record)
+        return moved
+
+    def _write(self, key: bytes, record: GroupRecord) -> None:
         if record.leased or record.held_back or record.eligible or record.blocked:
             self._txn.put(key, records.encode(record))
         else:
@@ -205,26 +230,32 @@ class Groups:
         record.blocked += 1
         queue.blocked += 1
 
-    def begin_regrouping(self, queue: QueueRecord, now_ms: int) -> None:
-        """The limit has changed: set every key right, the first of them now."""
+    def begin_regrouping(self, queue: QueueRecord, now_ms: int, of_queues: int) -> None:
+        """The limit has changed, that of so many queues at once: set every key right, the first of them now."""
         self.forget(queue)
         queue.regrouped = b"\0"
         queue.regroup_due_ms = now_ms
         self._wall.add(now_ms, keys.of_queue(keys.GROUP, queue.number))
-        self.regroup(queue, REGROUPED_MAX)
+        self.regroup(queue, max(REGROUPED_MAX // of_queues, 1))
 
     def regroup(self, queue: QueueRecord, count_max: int) -> int:
-        """Set the next keys right, up to so many: how many they were. A lease keeps to the limit even before."""
+        """Set the next keys right, up to so many keys and messages that are moved: how many they were."""
+        self.settle()
         prefix, end = keys.of_queue(keys.GROUP, queue.number), keys.of_queue(keys.GROUP, queue.number + 1)
-        for count in range(count_max):
+        left = count_max
+        while left > 0:
             found = next(iter(self._txn.scan(prefix + queue.regrouped, end)), None)
             if found is None:
                 self.forget(queue)
-                return count
-            if found[0] not in self.unsettled:
-                self._settle(queue, found[0], records.decode_group(found[1]))
-            queue.regrouped = found[0][len(prefix) :] + keys.GROUP_END
-        return count_max
+                break
+            key, record = found[0], records.decode_group(found[1])
+            room = _room(queue, record)
+            left -= 1 + self._move(queue, key, record, room, left)
+            self._write(key, record)
+            queue.regrouped = key[len(prefix) :]
+            if record.eligible == room or (record.eligible < room and not record.blocked):
+                queue.regrouped += keys.GROUP_END
+        return count_max - max(left, 0)
 
     def forget(self, queue: QueueRecord) -> None:
         """No key is to be set right any more."""
@@ -237,4 +268,9 @@ def _room(queue: QueueRecord, record: GroupRecord) -> int:
     """How many of the key may be leased, beside those that are."""
     limit = queue.settings.max_leased_per_group
     assert limit is not None, queue
-    return limit - record.leased - (record.held_back if limit == 1 else 0)
+    return max(limit - record.leased - (record.held_back if limit == 1 else 0), 0)
+
+
+def _is_stale(queue: QueueRecord, key: bytes) -> bool:
+    """Whether a change of the limit has still to be told to the group key, that of a record in GROUP."""
+    return queue.regroup_due_ms is not None and key[_OF_QUEUE_BYTES:] >= queue.regrouped

@@ -276,13 +276,17 @@ def held_pieces(state: State, queue_number: int, lease: LeaseRecord, slots: int)
     if slots == (1 << lease.count) - 1:
         return lease.pieces
     pieces: list[Piece] = []
+    before = 0
     for piece in lease.pieces:
-        if not slots:
-            break
-        for start, count in _runs(slots & ((1 << piece.count) - 1)):
-            part = state.batches.cut(queue_number, piece, start, count)
-            pieces.append(part)
-        slots >>= piece.count
+        found = slots >> before & ((1 << piece.count) - 1)
+        before += piece.count
+        if found:
+            for start, count in runs(found):
+                pieces.append(state.batches.cut(queue_number, piece, start, count))
+            slots >>= before
+            before = 0
+            if not slots:
+                break
     return pieces
 
 
@@ -293,7 +297,7 @@ def returned_pieces(state: State, queue: QueueRecord, lease: LeaseRecord, slots:
     return pieces
 
 
-def _runs(bits: int) -> Iterator[tuple[int, int]]:
+def runs(bits: int) -> Iterator[tuple[int, int]]:
     """(first, count) of each run of ones."""
     base = 0
     while bits:

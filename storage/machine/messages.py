@@ -51,9 +51,9 @@ def store(state: State, meta: Meta, queue: QueueRecord, parts: list[Part], count
         first = _put_all(state, meta, queue, part, count)
         state.places.groups.settle()
         return Enqueued(queue.number, [(part.priority, first, count)])
-    places = _put_parts(state, meta, queue, parts, counts)
+    places, numbers = _put_parts(state, meta, queue, parts, counts)
     state.places.groups.settle()
-    return Enqueued(queue.number, None, places)
+    return Enqueued(queue.number, None, places, numbers=numbers)
 
 
 def full(state: State, meta: Meta, queue: QueueRecord, parts: list[Part], counts: list[int]) -> Refused | None:
@@ -172,16 +172,22 @@ def _put(
     return first
 
 
-def _put_parts(state: State, meta: Meta, queue: QueueRecord, parts: list[Part], counts: list[int]) -> list[Place]:
-    """The places of the messages in the order of the request."""
+def _put_parts(
+    state: State, meta: Meta, queue: QueueRecord, parts: list[Part], counts: list[int]
+) -> tuple[list[Place], list[int] | None]:
+    """The places of the messages in the order of the request, and the queue number of each when they differ: the first
+    message of a dedup id may have come before a purge."""
     places: list[Place] = []
+    numbers: list[int] = []
     for part, count in zip(parts, counts, strict=True):
         if part.dedup_ids is not None and queue.settings.dedup_window_ms > 0:
-            places += _put_new(state, meta, queue, part, part.dedup_ids)
+            _put_new(state, meta, queue, part, part.dedup_ids, places, numbers)
         else:
             first = _put_all(state, meta, queue, part, count)
             places += [(part.priority, number, False) for number in range(first, first + count)]
-    return in_order(parts, places)
+            numbers += [queue.number] * count
+    differ = any(number != queue.number for number in numbers)
+    return in_order(parts, places), in_order(parts, numbers) if differ else None
 
 
 def in_order(parts: list[Part], items: list[Item]) -> list[Item]:
@@ -192,22 +198,31 @@ def in_order(parts: list[Part], items: list[Item]) -> list[Item]:
     return [items[at] for at in sorted(range(len(items)), key=positions.__getitem__)]
 
 
-def _put_new(state: State, meta: Meta, queue: QueueRecord, part: Part, dedup_ids: list[str | None]) -> list[Place]:
-    """Store the messages whose ids are new, and say of the others where the first of their id is."""
-    places: list[Place] = []
+def _put_new(
+    state: State,
+    meta: Meta,
+    queue: QueueRecord,
+    part: Part,
+    dedup_ids: list[str | None],
+    places: list[Place],
+    numbers: list[int],
+) -> None:
+    """Store the messages whose ids are new. Adds to `places` and `numbers` of the others where the first of their id
+    is."""
     new: list[int] = []
     for at, dedup_id in enumerate(dedup_ids):
         number = queue.next_number + len(new)
         known = None if dedup_id is None else dedup.claim(state, meta, queue, dedup_id, part.priority, number)
         if known is not None:
             places.append((known.priority, known.number, True))
+            numbers.append(known.queue_number or queue.number)
             continue
         places.append((part.priority, number, False))
+        numbers.append(queue.number)
         new.append(at)
     queue.duplicates += len(dedup_ids) - len(new)
     if new:
         _put_all(state, meta, queue, only(part, new, len(dedup_ids)), len(new))
-    return places
 
 
 def only(part: Part, kept: list[int], count: int) -> Part:

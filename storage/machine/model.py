@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from raftq.storage.machine import deadletters, filters, packing, queues, redrives
+from raftq.storage.machine import deadletters, filters, packing, publishing, queues, redrives
 from raftq.storage.machine.commands import (
     WITHOUT_GROUPS,
     Ack,
@@ -147,8 +147,8 @@ class Queue:
     next_number: int = 1
     messages: list[Message] = field(default_factory=list)
     leases: dict[int, list[Slot]] = field(default_factory=dict)
-    #: dedup id -> (expires, priority, number)
-    dedup: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    #: dedup id -> (expires, priority, number, number of the queue then)
+    dedup: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
     #: (command, request id) -> (expires, reply)
     requests: dict[tuple[type, str], tuple[int, Reply]] = field(default_factory=dict)
     enqueued: int = 0
@@ -240,6 +240,7 @@ class Topic:
     subscriptions: dict[str, tuple[filters.Filter, int]] = field(default_factory=dict)
     requests: dict[tuple[type, str], tuple[int, Reply]] = field(default_factory=dict)
     published: int = 0
+    partitions: int | None = None
 
 
 @dataclass(eq=False)
@@ -266,6 +267,10 @@ class Partitioned:
             at = turn if named is None else zlib.crc32(named.encode())
             found.setdefault(self.keys[at % len(self.keys)], []).append((position, part))
         return {key: found[key] for key in self.keys if key in found}, by_turn
+
+
+def _is_invalid(settings: QueueSettings) -> bool:
+    return settings.max_leased_per_group not in (None, *range(1, 1_001))
 
 
 def _places(reply: Enqueued) -> list[tuple[int, int, bool]]:
@@ -381,8 +386,8 @@ class Model:
             return Refused("unknown_queue", f"there is no queue {command.queue}")
         if isinstance(command, DefineQueue) and self._settings(command, queue).dead_letter_queue == command.queue:
             return Refused("invalid", "dead_letter_queue: a queue cannot be its own")
-        if isinstance(command, DefineQueue) and self._settings(command, queue).max_leased_per_group == 0:
-            return Refused("invalid", "max_leased_per_group: is at least 1")
+        if isinstance(command, DefineQueue) and _is_invalid(self._settings(command, queue)):
+            return Refused("invalid", "max_leased_per_group: is a number from 1 to 1,000")
         if queue is None:
             settings = command.settings if isinstance(command, DefineQueue) else QueueSettings()
             queue = self._create(meta, command.queue, settings)
@@ -469,8 +474,8 @@ class Model:
                 return Refused("partitions_fixed", detail)
         if command.settings.dead_letter_queue in [key, *partitions]:
             return Refused("invalid", "dead_letter_queue: a queue cannot be its own")
-        if command.settings.max_leased_per_group == 0:
-            return Refused("invalid", "max_leased_per_group: is at least 1")
+        if _is_invalid(command.settings):
+            return Refused("invalid", "max_leased_per_group: is a number from 1 to 1,000")
         self.last_queue += 1
         self.partitioned[key] = Partitioned(self.last_queue, meta.index, partitions)
         for one in partitions:
@@ -489,8 +494,8 @@ class Model:
             grouped = queue.settings.max_leased_per_group is None, settings.max_leased_per_group is None
             if grouped[0] != grouped[1] and queue.messages:
                 return Refused("not_empty", queues.NOT_EMPTY)
-        if settings.max_leased_per_group == 0:
-            return Refused("invalid", "max_leased_per_group: is at least 1")
+        if _is_invalid(settings):
+            return Refused("invalid", "max_leased_per_group: is a number from 1 to 1,000")
         for queue in of_name:
             self._define(meta, msgspec.structs.replace(command, only=None, settings=settings), queue)
         return QueueDefined(name.number, created=False, settings=settings)
@@ -532,8 +537,8 @@ class Model:
         for (at, positions), one in zip(of_enqueues, reply.enqueued, strict=True):
             enqueued[at] = one
             if positions is not None:
-                found = zip(positions, _places(one), strict=True)
-                places.setdefault(at, []).extend((position, one.queue_number, place) for position, place in found)
+                found = zip(positions, one.numbers or [one.queue_number] * len(positions), _places(one), strict=True)
+                places.setdefault(at, []).extend(found)
         for at, unordered in places.items():
             ordered = sorted(unordered)
             number = self.partitioned[command.operations[at].queue].number
@@ -654,7 +659,7 @@ class Model:
     def _full(self, meta: Meta, command: Enqueue, queue: Queue) -> Refused | None:
         """By doing it to a copy."""
         settings = queue.settings
-        sizes, known = [], {dedup_id for dedup_id, (ms, _, _) in queue.dedup.items() if ms > meta.wall_ms}
+        sizes, known = [], {dedup_id for dedup_id, (ms, *_) in queue.dedup.items() if ms > meta.wall_ms}
         for part in command.parts:
             for at, data in enumerate(packing.unpack(part.blob)):
                 dedup_id = part.dedup_ids[at] if part.dedup_ids and settings.dedup_window_ms > 0 else None
@@ -676,30 +681,33 @@ class Model:
         return self._store(meta, command, queue)
 
     def _store(self, meta: Meta, command: Enqueue, queue: Queue) -> Enqueued:
-        placed: list[tuple[int, tuple[int, int, bool]]] = []
+        placed: list[tuple[int, tuple[int, int, bool], int]] = []
         for part in command.parts:
             for at, data in enumerate(packing.unpack(part.blob)):
                 position = part.positions[at] if part.positions else at
                 dedup_id = part.dedup_ids[at] if part.dedup_ids else None
                 replace_key = part.replace_keys[at] if part.replace_keys else None
-                placed.append((position, self._enqueue_one(meta, queue, part, data, dedup_id, replace_key)))
+                placed.append((position, *self._enqueue_one(meta, queue, part, data, dedup_id, replace_key)))
         if len(command.parts) == 1 and command.parts[0].dedup_ids is None:
             first = placed[0][1]
             return Enqueued(queue.number, [(first[0], first[1], len(placed))])
         if any(part.positions for part in command.parts):
             placed.sort()
-        return Enqueued(queue.number, None, [place for _, place in placed])
+        numbers = [number for *_, number in placed]
+        alike = set(numbers) == {queue.number}
+        return Enqueued(queue.number, None, [place for _, place, _ in placed], numbers=None if alike else numbers)
 
     def _enqueue_one(
         self, meta: Meta, queue: Queue, part: Part, data: bytes, dedup_id: str | None, replace_key: str | None
-    ) -> tuple[int, int, bool]:
+    ) -> tuple[tuple[int, int, bool], int]:
+        """Its place, and the number of the queue that it is, or was, in."""
         window_ms = queue.settings.dedup_window_ms
         if dedup_id is not None and window_ms > 0:
-            expires_ms, priority, number = queue.dedup.get(dedup_id, (0, 0, 0))
+            expires_ms, priority, number, queue_number = queue.dedup.get(dedup_id, (0, 0, 0, 0))
             if expires_ms > meta.wall_ms:
                 queue.duplicates += 1
-                return priority, number, True
-            queue.dedup[dedup_id] = (meta.wall_ms + window_ms, part.priority, queue.next_number)
+                return (priority, number, True), queue_number
+            queue.dedup[dedup_id] = (meta.wall_ms + window_ms, part.priority, queue.next_number, queue.number)
         if replace_key is not None:
             queue.replace(replace_key)
         message = Message(part.priority, queue.next_number, data, meta.wall_ms, replace_key=replace_key)
@@ -711,7 +719,7 @@ class Model:
         queue.next_number += 1
         queue.enqueued += 1
         queue.messages.append(message)
-        return message.priority, message.number, False
+        return (message.priority, message.number, False), queue.number
 
     def _transact(self, meta: Meta, command: Transact) -> Reply:
         if any(not operation.queue.startswith(f"{command.namespace}/") for operation in command.operations):
@@ -749,6 +757,7 @@ class Model:
             if isinstance(operation, Enqueue):
                 continue
             results = []
+            more_dead: list[Message] = []
             for slots in self._slots(operation, queue):
                 results.append(bytearray())
                 for slot in slots:
@@ -757,10 +766,12 @@ class Model:
                     named += [slot] if slot is not None and held else []
                     if slot is not None and held and queue.settings.dead_letter_queue:
                         dies = isinstance(operation, Nack) and self._dies(queue, slot.message)
-                        dead += [slot.message] if dies or isinstance(operation, Reject) else []
+                        more_dead += [slot.message] if dies or isinstance(operation, Reject) else []
             if any(map(any, results)):
                 found.append(Obstacle(at, "gone", "", [bytes(result) for result in results]))
-            elif (
+                continue
+            dead += more_dead
+            if (
                 isinstance(operation, Nack | Reject)
                 and sum(len(message.data) for message in dead) > deadletters.MOVED_BYTES_MAX
             ):
@@ -783,10 +794,15 @@ class Model:
     def _of_topic(self, meta: Meta, command: DefineTopic | DeleteTopic | Subscribe | Unsubscribe | Publish) -> Reply:
         topic = self.topics.get(command.topic)
         if isinstance(command, DefineTopic):
+            if command.partitions is not None and not 1 <= command.partitions <= 64:
+                return Refused("invalid", "partitions: is a number from 1 to 64")
+            created = topic is None
             if topic is None:
                 self.last_queue += 1
-                self.topics[command.topic] = Topic(self.last_queue, meta.index)
-            return TopicDefined(created=topic is None, published=topic.published if topic else 0)
+                topic = self.topics[command.topic] = Topic(self.last_queue, meta.index)
+            if command.partitions is not None:
+                topic.partitions = command.partitions
+            return TopicDefined(created, topic.published, topic.partitions)
         if isinstance(command, Subscribe) and command.topic.partition("/")[0] != command.queue.partition("/")[0]:
             return Refused("invalid", "topic and queue are of one namespace")
         if topic is None:
@@ -802,7 +818,13 @@ class Model:
                 return Refused("unknown_subscription", f"{command.queue} is not subscribed to {command.topic}")
             return TopicDeleted(1)
         if command.queue not in self.queues and command.queue not in self.partitioned:
-            self._create(meta, command.queue, QueueSettings())
+            if topic.partitions is None:
+                self._create(meta, command.queue, QueueSettings())
+            else:
+                define = DefineQueue(command.queue, QueueSettings())
+                reply = self._create_partitions(meta, define, topic.partitions)
+                if isinstance(reply, Refused):
+                    return reply
         topic.subscriptions[command.queue] = filters.parse(command.filter), before[1] if before else meta.index
         return TopicDefined(created=before is None)
 
@@ -862,6 +884,7 @@ class Model:
         given = _singles(command.parts)
         plan: list[tuple[Queue, list[int], Enqueue]] = []
         turned: list[Partitioned] = []
+        copies = 0
         for key, (accepts, _) in sorted(topic.subscriptions.items()):
             taken = [
                 (position, part)
@@ -875,11 +898,21 @@ class Model:
                 spread, by_turn = name.shares(unplaced, name.turn_in)
                 shares = {one: [taken[at] for at, _ in share] for one, share in spread.items()}
                 turned += [name] if by_turn else []
+            copies += len(given) * (1 if accepts.takes_all else 2) + 2 * (len(command.parts) - 1)
             for one, share in shares.items():
                 enqueue = Enqueue(one, [part for _, part in share])
                 plan.append((self.queues[one], [position for position, _ in share], enqueue))
+                grouped = self.queues[one].settings.max_leased_per_group is not None
+                copies += len(share) * (2 * grouped + 10 * (name is not None))
+                for part in enqueue.parts:
+                    copies += (part.dedup_ids not in (None, [None])) + 5 * (part.replace_keys not in (None, [None]))
+        if copies > publishing.COPIES_MAX:
+            return publishing.too_large(len(topic.subscriptions))
+        whole: dict[str, list[Part]] = {}
         for queue, _, enqueue in plan:
-            refused = self._full(meta, enqueue, queue)
+            whole.setdefault(queue.key, []).extend(enqueue.parts)
+        for queue, _, _ in plan:
+            refused = self._full(meta, Enqueue(queue.key, whole[queue.key]), queue)
             if refused is not None:
                 return Refused(refused.reason, refused.detail, queue.key)
         stored, duplicates = [0] * len(given), [0] * len(given)
@@ -1059,7 +1092,7 @@ class Model:
                 dead = self._past_retention(meta, queue, left + 1, bytes_left)
                 left -= max(len(dead) - 1, 0)
                 done.dead += len(dead)
-                bytes_left -= self._moved(queue, dead)
+                bytes_left -= sum(len(message.data) for message in dead)
                 self._bury(meta, queue, dead, "retention")
                 queue.look_again()
             elif isinstance(record, RedriveState):
@@ -1133,7 +1166,7 @@ class Model:
         """What has passed by wall time, in order: (order, table, queue, record). The order begins with the moment."""
         found: list[tuple[Any, str, Queue, Any]] = []
         for queue in self.queues.values():
-            for dedup_id, (ms, _, _) in queue.dedup.items():
+            for dedup_id, (ms, *_) in queue.dedup.items():
                 found.append(((ms, 0, queue.ids, dedup_id.encode()), "dedup", queue, dedup_id))
             if queue.redrive is not None and queue.redrive.due_ms is not None:
                 found.append(((queue.redrive.due_ms, -1, queue.number, b""), "redrive", queue, queue.redrive))

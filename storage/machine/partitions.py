@@ -130,7 +130,7 @@ def define(state: State, meta: Meta, command: DefineQueue) -> tuple[QueueDefined
     effects: list[Effect] = []
     settings = None
     for one in of_each:
-        reply, more = queues.define(state, meta, one)
+        reply, more = queues.define(state, meta, one, record.count)
         if isinstance(reply, Refused):  # what is refused once more is alike for all, so nothing was done
             return reply, []
         settings = reply.settings
@@ -148,8 +148,9 @@ def _create(state: State, meta: Meta, command: DefineQueue, count: int) -> Queue
             return Refused("partitions_fixed", f"there is a queue {key} already: delete it, or choose another name")
     if settings.dead_letter_queue in (record.key, *record.partitions):
         return Refused("invalid", "dead_letter_queue: a queue cannot be its own")
-    if settings.max_leased_per_group is not None and settings.max_leased_per_group < 1:
-        return Refused("invalid", "max_leased_per_group: is at least 1")
+    refused = queues.invalid(settings)
+    if refused is not None:
+        return refused
     if cluster.queues + count > queues.QUEUES_MAX:
         return queues.too_many()[0]
     cluster.last_queue += 1
@@ -367,8 +368,9 @@ class _Plan:
 def _joined(record: PartitionedRecord, parts: list[Part], of_one: list[tuple[Share, Enqueued]]) -> Enqueued:
     found: dict[int, tuple[int, tuple[int, int, bool]]] = {}
     for (_, _, taken), reply in of_one:
-        for at, place in zip(taken, _places(reply), strict=True):
-            found[at] = reply.queue_number, place
+        numbers = reply.numbers or [reply.queue_number] * len(taken)
+        for at, number, place in zip(taken, numbers, _places(reply), strict=True):
+            found[at] = number, place
     ordered = messages.in_order(parts, [found[at] for at in range(len(found))])
     return Enqueued(record.number, None, [place for _, place in ordered], numbers=[number for number, _ in ordered])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from raftq.storage.machine import keys, records
 from raftq.storage.machine.batches import Batches
 from raftq.storage.machine.firstkey import FirstKey, FirstKeys
-from raftq.storage.machine.groups import Groups
+from raftq.storage.machine.groups import PASSED_MAX, Groups
 from raftq.storage.machine.invariants import broken
 from raftq.storage.machine.ports import Txn
 from raftq.storage.machine.records import Batch, Cluster, Due, Head, Piece, QueueRecord
@@ -22,12 +22,14 @@ from raftq.storage.machine.timetable import Timetable
 class Basket:
     """Pieces being gathered for a lease, up to a number of messages and of bytes; but the first message always fits."""
 
-    __slots__ = ("bytes_left", "full", "left", "pieces")
+    __slots__ = ("bytes_left", "full", "left", "passes_left", "pieces")
 
     def __init__(self, count_max: int, bytes_max: int) -> None:
         self.pieces: list[Piece] = []
         self.left = count_max
         self.bytes_left = bytes_max
+        #: See `PASSED_MAX` of `groups`.
+        self.passes_left = PASSED_MAX
         self.full = count_max <= 0
 
     def fit(self, batch: Batch, start: int, count: int) -> int:
@@ -41,6 +43,11 @@ class Basket:
         self.left -= piece.count
         self.bytes_left -= piece.bytes
         self.full = piece.count < available or self.left == 0
+
+    def passed(self, count: int) -> None:
+        """So many were looked at in vain."""
+        self.passes_left -= count
+        self.full = self.passes_left <= 0
 
 
 class Places:
@@ -86,8 +93,9 @@ class Places:
 
     def _take_eligible(self, queue: QueueRecord, key: bytes, basket: Basket) -> None:
         """The message of a group at `key`, if it fits."""
-        piece = self.groups.lookup(queue, key)
-        if piece is None:
+        piece = self.groups.lookup(queue, key, basket.passes_left)
+        if isinstance(piece, int):
+            basket.passed(piece)
             return
         if self._fitting(queue, piece, basket) == 0:
             basket.full = True

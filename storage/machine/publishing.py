@@ -6,6 +6,7 @@ delay and dedup window. Atomic: a publish is in all of these queues or in none, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -20,9 +21,15 @@ from raftq.storage.machine.replies import Effect, Published, Refused
 if TYPE_CHECKING:
     from raftq.storage.machine.state import State
 
-#: Of one publish: messages times subscriptions, and their bytes.
+#: Of one publish: copies, each counted as what it costs, about 3 us; and messages times subscriptions in bytes.
 COPIES_MAX = 10_000
 COPIED_BYTES_MAX = 16 * 1024 * 1024
+#: A message counts one for each subscription, and more where there is a filter to try.
+FILTERED = 1
+#: Where it is taken, more for each of these: a dedup id, a replace key, a queue that keeps groups, a partitioned one.
+DEDUPED, REPLACING, GROUPED, PARTITIONED = 1, 5, 2, 10
+#: And each part after the first, for each subscription: its messages lie in a batch of their own.
+PARTED = 2
 
 
 class _Copy(NamedTuple):
@@ -44,23 +51,28 @@ def publish(state: State, meta: Meta, command: Publish) -> tuple[Published | Ref
         return topics.unknown(command.topic), []
     subscriptions = list(state.topics.subscriptions(topic.key))
     size = sum(len(part.blob) for part in command.parts)
-    if sum(counts) * len(subscriptions) > COPIES_MAX or size * len(subscriptions) > COPIED_BYTES_MAX:
-        return _too_large(len(subscriptions)), []
+    accepting = [topics.filter_of(subscription.filter) for _, subscription in subscriptions]
+    tried = sum(not accepts.takes_all for accepts in accepting)
+    cost = (sum(counts) + PARTED * (len(counts) - 1)) * len(subscriptions) + FILTERED * sum(counts) * tried
+    if cost > COPIES_MAX or size * len(subscriptions) > COPIED_BYTES_MAX:
+        return too_large(len(subscriptions)), []
     parts = [msgspec.structs.replace(part, positions=None) for part in command.parts]
     attributes: list[list[dict[str, Any]]] = []
     copies = []
     turned: list[PartitionedRecord] = []
-    for key, subscription in subscriptions:
+    for (key, _), accepts in zip(subscriptions, accepting, strict=True):
         queue = state.queues.get(state.partitions.first(key))
         if queue is None:
             broken(f"{key} is subscribed to {topic.key}, and there is no such queue")
-        accepts = topics.filter_of(subscription.filter)
         if accepts.takes_all:
             copy = _Copy(queue, parts, counts, list(range(sum(counts))))
         else:
             attributes = attributes or [_attributes(part) for part in parts]
             copy = _filtered(queue, parts, counts, attributes, accepts)
         record = state.partitions.get(key)
+        cost += _cost(copy, partitioned=record is not None)
+        if cost > COPIES_MAX:
+            return too_large(len(subscriptions)), []
         if copy.taken and record is None:
             copies.append(copy)
         elif copy.taken and record is not None and _spread(state, record, copy, copies):
@@ -82,10 +94,26 @@ def _spread(state: State, record: PartitionedRecord, copy: _Copy, copies: list[_
     return by_turn
 
 
-def _too_large(subscriptions: int) -> Refused:
+def _cost(copy: _Copy, *, partitioned: bool) -> int:
+    """What makes its messages cost more than one copy each."""
+    grouped = copy.queue.settings.max_leased_per_group is not None
+    cost = (GROUPED * grouped + PARTITIONED * partitioned) * len(copy.taken)
+    for part in copy.parts:
+        cost += DEDUPED * _given(part.dedup_ids) + REPLACING * _given(part.replace_keys)
+    return cost
+
+
+def _given(ids: list[str | None] | None) -> int:
+    return 0 if ids is None else len(ids) - ids.count(None)
+
+
+def too_large(subscriptions: int) -> Refused:
     detail = (
-        f"the topic has {subscriptions} subscriptions: one publish stores at most {COPIES_MAX:,} messages and "
-        f"{COPIED_BYTES_MAX:,} bytes over all of them: publish fewer at once"
+        f"the topic has {subscriptions} subscriptions: over all of them one publish makes at most {COPIES_MAX:,} "
+        f"copies and {COPIED_BYTES_MAX:,} bytes. A message counts 1, or {1 + FILTERED} where there is a filter; "
+        f"{DEDUPED} more with a dedup_id, {REPLACING} with a replace_key, {GROUPED} in a queue with "
+        f"max_leased_per_group, {PARTITIONED} in one with partitions; each further priority or delay counts {PARTED}. "
+        "Publish fewer at once"
     )
     return Refused("too_large", detail)
 
@@ -113,13 +141,23 @@ def _filtered(
     return copy
 
 
+def _by_queue(copies: list[_Copy]) -> Iterable[_Copy]:
+    """All that each queue gets: a topic may have a partitioned queue and one of its partitions."""
+    found: dict[int, _Copy] = {}
+    for copy in copies:
+        whole = found.setdefault(copy.queue.number, _Copy(copy.queue, [], [], []))
+        whole.parts.extend(copy.parts)
+        whole.counts.extend(copy.counts)
+    return found.values()
+
+
 def _store(
     state: State, meta: Meta, command: Publish, topic: str, copies: list[_Copy], count: int
 ) -> tuple[Published | Refused, list[Effect]]:
-    for copy in copies:
-        refused = messages.full(state, meta, copy.queue, copy.parts, copy.counts)
+    for whole in _by_queue(copies):
+        refused = messages.full(state, meta, whole.queue, whole.parts, whole.counts)
         if refused is not None:
-            return Refused(refused.reason, refused.detail, copy.queue.key), []
+            return Refused(refused.reason, refused.detail, whole.queue.key), []
     stored, duplicates = [0] * count, [0] * count
     effects: list[Effect] = []
     for copy in copies:

@@ -14,6 +14,7 @@ from raftq.storage.machine import keys, records, retention
 from raftq.storage.machine.batches import Batches
 from raftq.storage.machine.commands import DefineQueue, DeleteQueue, QueueSettings
 from raftq.storage.machine.firstkey import FirstKey
+from raftq.storage.machine.groups import LIMIT_MAX
 from raftq.storage.machine.invariants import broken
 from raftq.storage.machine.ports import Meta, Txn
 from raftq.storage.machine.records import Cluster, QueueRecord
@@ -158,15 +159,27 @@ def became_ready(queue: QueueRecord, before: int) -> list[Effect]:
     return []
 
 
-def define(state: State, meta: Meta, command: DefineQueue) -> tuple[QueueDefined | Refused, list[Effect]]:
+def invalid(settings: QueueSettings) -> Refused | None:
+    """What no queue may be set to."""
+    limit = settings.max_leased_per_group
+    if limit is not None and not 1 <= limit <= LIMIT_MAX:
+        return Refused("invalid", f"max_leased_per_group: is a number from 1 to {LIMIT_MAX:,}")
+    return None
+
+
+def define(
+    state: State, meta: Meta, command: DefineQueue, of_queues: int = 1
+) -> tuple[QueueDefined | Refused, list[Effect]]:
+    """One of so many queues that are defined at once."""
     queue = state.queues.find(command.queue)
     if queue is None and not command.create:
         return unknown(command.queue)
     settings = command.settings if queue is None else merged(queue.settings, command)
     if settings.dead_letter_queue == command.queue:
         return Refused("invalid", "dead_letter_queue: a queue cannot be its own"), []
-    if settings.max_leased_per_group is not None and settings.max_leased_per_group < 1:
-        return Refused("invalid", "max_leased_per_group: is at least 1"), []
+    refused = invalid(settings)
+    if refused is not None:
+        return refused, []
     if queue is None:
         queue = state.queues.create(command.queue, settings, meta.index)
         return too_many() if queue is None else (QueueDefined(queue.number, created=True, settings=settings), [])
@@ -177,7 +190,9 @@ def define(state: State, meta: Meta, command: DefineQueue) -> tuple[QueueDefined
         return Refused("not_empty", NOT_EMPTY), []
     queue.settings = settings
     if limit is not None and most is not None and most != limit:
-        state.places.groups.begin_regrouping(queue, meta.wall_ms)
+        # Leases that ended short meanwhile are told of what is there.
+        ready = ready if queue.regroup_due_ms is None else 0
+        state.places.groups.begin_regrouping(queue, meta.wall_ms, of_queues)
     if settings.retention_ms != kept_ms:
         retention.look_again(state, queue)
     state.queues.changed(queue)

@@ -151,6 +151,8 @@ class DedupRecord(msgspec.Struct, array_like=True, gc=False):
     number: int
     #: Wall time.
     expires_ms: int
+    #: Of the queue when the message came; 0: as it is now.
+    queue_number: int = 0
 
 
 class RedriveRecord(msgspec.Struct, array_like=True, gc=False):
@@ -217,6 +219,8 @@ class TopicRecord(msgspec.Struct, array_like=True, gc=False):
     created_index: int
     #: Messages, whatever came of them.
     published: int = 0
+    #: Of a queue that a subscription creates; None: a plain one.
+    partitions: int | None = None
 
 
 class SubscriptionRecord(msgspec.Struct, array_like=True, gc=False):

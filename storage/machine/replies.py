@@ -30,7 +30,7 @@ class Enqueued(msgspec.Struct, array_like=True, tag=1, gc=False):
     places: list[tuple[int, int, bool]] | None = None
     #: The request id was known: nothing was enqueued, this is the first reply.
     repeated: bool = False
-    #: Of each of the places the queue number, where the queue has partitions.
+    #: Of each of the places the queue number, where they differ: among partitions, or before a purge and after it.
     numbers: list[int] | None = None
 
 
@@ -169,6 +169,8 @@ class TopicDefined(msgspec.Struct, array_like=True, tag=14, gc=False):
     created: bool
     #: Of a topic: messages so far.
     published: int = 0
+    #: Of a topic: what the queues have that its subscriptions create.
+    partitions: int | None = None
 
 
 class Published(msgspec.Struct, array_like=True, tag=15, gc=False):

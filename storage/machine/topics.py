@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from raftq.storage.machine import filters, keys, queues, records
-from raftq.storage.machine.commands import DefineTopic, DeleteTopic, QueueSettings, Subscribe, Unsubscribe
+from raftq.storage.machine import filters, keys, partitions, records
+from raftq.storage.machine.commands import DefineQueue, DefineTopic, DeleteTopic, QueueSettings, Subscribe, Unsubscribe
 from raftq.storage.machine.ports import Meta, Txn
 from raftq.storage.machine.records import Cluster, SubscriptionRecord, TopicRecord
 from raftq.storage.machine.replies import Effect, Refused, TopicDefined, TopicDeleted
@@ -99,12 +99,16 @@ def unknown(key: str) -> Refused:
 
 
 def define(state: State, meta: Meta, command: DefineTopic) -> tuple[TopicDefined | Refused, list[Effect]]:
-    topic = state.topics.find(command.topic)
-    if topic is not None:
-        return TopicDefined(created=False, published=topic.published), []
-    if state.topics.create(command.topic, meta.index) is None:
+    if command.partitions is not None and not 1 <= command.partitions <= partitions.PARTITIONS_MAX:
+        return Refused("invalid", f"partitions: is a number from 1 to {partitions.PARTITIONS_MAX}"), []
+    before = state.topics.find(command.topic)
+    topic = before or state.topics.create(command.topic, meta.index)
+    if topic is None:
         return Refused("too_many_topics", f"there are {TOPICS_MAX} topics already: delete some"), []
-    return TopicDefined(created=True), []
+    if command.partitions is not None:
+        topic.partitions = command.partitions
+        state.topics.put(topic)
+    return TopicDefined(before is None, topic.published, topic.partitions), []
 
 
 def delete(state: State, _meta: Meta, command: DeleteTopic) -> tuple[TopicDeleted | Refused, list[Effect]]:
@@ -125,7 +129,8 @@ def subscribe(state: State, meta: Meta, command: Subscribe) -> tuple[TopicDefine
         text = filter_of(command.filter).text
     except ValueError as error:
         return Refused("invalid", f"filter: {error}"), []
-    if state.topics.find(topic) is None:
+    record = state.topics.find(topic)
+    if record is None:
         return unknown(topic), []
     before = state.topics.subscription(topic, queue)
     if before is None:
@@ -133,9 +138,10 @@ def subscribe(state: State, meta: Meta, command: Subscribe) -> tuple[TopicDefine
             if count >= SUBSCRIPTIONS_MAX:
                 detail = f"a topic, and a queue, has at most {SUBSCRIPTIONS_MAX} subscriptions: remove some"
                 return Refused("too_many_subscriptions", detail), []
-        known = state.queues.get(queue) is not None or state.partitions.get(queue) is not None
-        if not known and state.queues.create(queue, _DEFAULTS, meta.index) is None:
-            return queues.too_many()
+        if state.queues.get(queue) is None and state.partitions.get(queue) is None:
+            reply, _ = partitions.define(state, meta, DefineQueue(queue, _DEFAULTS, partitions=record.partitions))
+            if isinstance(reply, Refused):
+                return reply, []
     index = meta.index if before is None else before.created_index
     state.topics.subscribe(topic, queue, SubscriptionRecord(text, index))
     return TopicDefined(created=before is None), []

@@ -33,8 +33,10 @@ from raftq.storage.machine.tallies import COUNTS, TOTALS, counted
 if TYPE_CHECKING:
     from raftq.storage.machine.state import State
 
-#: Leases that one page, or the search for one message, looks through: most may be settled, and the loop must go on.
+#: Leases that one page, or the search for one message, looks through, and bytes of their records: most may be settled,
+#: and the loop must go on.
 LEASES_SEEN_MAX = 5_000
+LEASES_BYTES_MAX = 1024 * 1024
 
 MessageState = Literal["ready", "delayed", "leased"]
 #: (priority, number)
@@ -57,7 +59,7 @@ class Delivery(msgspec.Struct, gc=False, frozen=True):
 class Peeked(NamedTuple):
     priority: int
     number: int
-    #: 0 for a leased message whose lease was not found among the last `LEASES_SEEN_MAX`.
+    #: 0 for a leased message whose lease was not found among the last ones, see `LEASES_SEEN_MAX`.
     deliveries: int
     failures: int
     enqueued_at_ms: int
@@ -133,13 +135,25 @@ def _still_held(state: State, leased: Leased) -> list[Delivery | None]:
 
 def _held(lease: LeaseRecord) -> Iterator[tuple[int, Piece, int]]:
     """(slot, its piece, its message's number) of each slot that the lease holds."""
-    settled = records.bits_of(lease.settled)
-    slot = 0
+    held = (1 << lease.count) - 1 & ~records.bits_of(lease.settled)
+    first = 0
     for piece in lease.pieces:
-        for number in range(piece.first, piece.first + piece.count):
-            if not settled >> slot & 1:
-                yield slot, piece, number
-            slot += 1
+        for start, count in leases.runs(held & ((1 << piece.count) - 1)):
+            for at in range(start, start + count):
+                yield first + at, piece, piece.first + at
+        held >>= piece.count
+        first += piece.count
+
+
+def _slot(lease: LeaseRecord, priority: int, number: int) -> tuple[int, Piece] | None:
+    """The slot that holds the message, and its piece."""
+    first = 0
+    for piece in lease.pieces:
+        if piece.first <= number < piece.first + piece.count and piece.priority == priority:
+            slot = first + number - piece.first
+            return None if records.bits_of(lease.settled) >> slot & 1 else (slot, piece)
+        first += piece.count
+    return None
 
 
 def _deliveries(piece: Piece, batch: Batch) -> list[Delivery]:
@@ -470,10 +484,14 @@ class View:
     ) -> tuple[list[Peeked], str | None]:
         found: list[Peeked] = []
         low, high = keys.lease(queue.number, first_lease), keys.of_queue(keys.LEASE, queue.number + 1)
-        for seen, (key, value) in enumerate(self._state.txn.scan(low, high)):
-            lease_id, lease = keys.lease_of(key), records.decode_lease(value)
-            if seen >= LEASES_SEEN_MAX:
+        seen = size = 0
+        for key, value in self._state.txn.scan(low, high):
+            lease_id = keys.lease_of(key)
+            if seen >= LEASES_SEEN_MAX or size > LEASES_BYTES_MAX:
                 return found, f"{lease_id}-0"
+            seen += 1
+            size += len(value)
+            lease = records.decode_lease(value)
             for slot, piece, number in _held(lease):
                 if lease_id == first_lease and slot < first_slot:
                     continue
@@ -489,11 +507,15 @@ class View:
             return None
         low, high = keys.of_queue(keys.LEASE, queue.number), keys.of_queue(keys.LEASE, queue.number + 1)
         # The newest first: a message is most likely held by one of the last leases.
+        size = 0
         for _, value in islice(self._state.txn.scan(low, high, reverse=True), LEASES_SEEN_MAX):
             lease = records.decode_lease(value)
-            for slot, held, at in _held(lease):
-                if (held.priority, at) == (priority, number):
-                    return self._leased(queue, lease, slot, held, number)
+            found = _slot(lease, priority, number)
+            if found is not None:
+                return self._leased(queue, lease, *found, number)
+            size += len(value)
+            if size > LEASES_BYTES_MAX:
+                break
         batch = self._state.batches.of(queue.number, piece)
         return _found(_delivery(batch, piece, number), "leased")
 

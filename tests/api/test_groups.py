@@ -89,6 +89,7 @@ async def test_keys_of_a_queue_without_a_limit_cannot_be_asked_for(client: Clien
         ("/lease", {"groups": ["a"] * 101}, "groups"),
         ("/lease", {"groups": ["a", ""]}, "groups[1]"),
         ("", {"max_leased_per_group": 0}, "max_leased_per_group"),
+        ("", {"max_leased_per_group": 1_001}, "max_leased_per_group"),
     ],
 )
 async def test_what_is_refused(client: Client, path: str, given: Any, field: str) -> None:

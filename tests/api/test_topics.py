@@ -28,7 +28,7 @@ def message(body: Any, **attributes: Any) -> dict[str, Any]:
 
 async def test_a_topic_is_defined_read_and_removed(client: Client) -> None:
     assert [(await client("PUT", TOPIC)).status for _ in range(2)] == [201, 200]
-    assert (await client("GET", TOPIC)).json == {"name": "news", "published": 0}
+    assert (await client("GET", TOPIC)).json == {"name": "news", "published": 0, "partitions": None}
     await client("PUT", f"{TOPIC}/subscriptions/all")
     reply = await client("DELETE", TOPIC)
     assert (reply.status, reply.json) == (200, {"subscriptions": 1})
@@ -40,7 +40,7 @@ async def test_topics_are_listed(client: Client) -> None:
     for name in ("b", "a1", "a2"):
         await client("PUT", f"/v1/topics/{name}")
     first = (await client("GET", "/v1/topics?prefix=a&limit=1")).json
-    assert first == {"topics": [{"name": "a1", "published": 0}], "cursor": "a1"}
+    assert first == {"topics": [{"name": "a1", "published": 0, "partitions": None}], "cursor": "a1"}
     rest = (await client("GET", "/v1/topics?limit=2&cursor=a1&consistency=stale")).json
     assert ([topic["name"] for topic in rest["topics"]], rest["cursor"]) == (["a2", "b"], None)
 
@@ -145,7 +145,7 @@ async def test_what_a_publish_does_not_take(serve: Serve) -> None:
         assert (await client("POST", f"{TOPIC}/messages", body)).status == status
     assert (await client("PUT", "/v1/topics/a%2Fb")).json["field"] == "topic"
     assert (await client("PUT", f"{TOPIC}/subscriptions/a%2Fb")).json["field"] == "queue"
-    assert (await client("PUT", TOPIC, {"partitions": 3})).json["field"] == "partitions"
+    assert (await client("PUT", TOPIC, {"partitions": 0})).json["field"] == "partitions"
 
 
 async def test_a_full_queue_refuses_the_publish(news: Client) -> None:
@@ -167,3 +167,22 @@ async def test_too_many_subscriptions_are_409(news: Client, monkeypatch: pytest.
     monkeypatch.setattr("raftq.storage.machine.topics.SUBSCRIPTIONS_MAX", 2)
     reply = await news("PUT", f"{TOPIC}/subscriptions/more")
     assert (reply.status, reply.json["reason"]) == (409, "too_many_subscriptions")
+
+
+async def test_what_subscribes_to_a_topic_with_partitions_has_them(client: Client) -> None:
+    assert (await client("PUT", TOPIC, {"partitions": 3})).json["partitions"] == 3
+    assert (await client("PUT", TOPIC)).json["partitions"] == 3
+    await client("PUT", "/v1/queues/plain")
+    for queue in ("workers", "plain"):
+        assert (await client("PUT", f"{TOPIC}/subscriptions/{queue}")).status == 201
+    assert (await client("GET", "/v1/queues/workers")).json["partitions"] == 3
+    assert (await client("GET", "/v1/queues/plain")).json["partitions"] is None
+    groups = [{"body": at, "group": f"g{at}"} for at in range(9)]
+    assert (await client("POST", f"{TOPIC}/messages", {"messages": groups})).status == 201
+    ready = [(await client("GET", f"/v1/queues/workers.{at}/stats")).json["ready"] for at in range(3)]
+    assert (sum(ready), min(ready) > 0) == (9, True)
+    assert (await client("PUT", TOPIC, {"partitions": 65})).status == 422
+    await client("PUT", "/v1/queues/late.1")
+    reply = await client("PUT", f"{TOPIC}/subscriptions/late")
+    assert (reply.status, reply.json["reason"]) == (409, "partitions_fixed")
+    assert (await client("GET", "/v1/queues/late")).status == 404

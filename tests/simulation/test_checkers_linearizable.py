@@ -141,7 +141,7 @@ def test_other_messages_than_were_leased(run: Run) -> None:
     op = run.client.begin(Lease(Q, 2))
     index = run.commit(Lease(Q, 2))
     messages = list(run.replies[index, 0][1])
-    messages[1] = messages[1]._replace(data=messages[0].data)
+    messages[1] = msgspec.structs.replace(messages[1], data=messages[0].data)
     run.breaks("linearizability", lambda: run.end(op, index, messages=messages))
 
 

@@ -9,12 +9,16 @@ from raftq.storage.machine import packing
 from raftq.storage.machine.commands import (
     Ack,
     Command,
+    DefineQueue,
     Enqueue,
+    Expire,
+    Extend,
     Lease,
     Nack,
     Part,
     Publish,
     PurgeQueue,
+    QueueSettings,
     Slots,
     Transact,
     UnknownCommand,
@@ -36,22 +40,27 @@ SINGLES = [Slots(lease, [0]) for lease in range(1, 1_001)]
     ("command", "least", "most"),
     [
         (Enqueue(QUEUE, [Part(0, None, packing.pack([packing.pack_message(b"1")]))]), 1, 1),
-        (PLAIN, 1, 1),
-        (WITH_IDS, 200, 300),
-        (WITH_KEYS, 2_000, 2_100),
+        (PLAIN, 200, 300),
+        (WITH_IDS, 400, 600),
+        (WITH_KEYS, 2_000, 2_400),
         (Ack(QUEUE, 1, [Slots(1, [0])]), 1, 2),
-        (Ack(QUEUE, 1, SINGLES), 1_000, 1_200),
-        (Nack(QUEUE, 1, [Slots(1, list(range(0, 1_000, 2)))]), 40, 60),
+        (Ack(QUEUE, 1, SINGLES), 1_000, 1_300),
+        (Nack(QUEUE, 1, [Slots(1, list(range(0, 1_000, 2)))]), 200, 300),
+        (Extend(QUEUE, 1, [Slots(1, list(range(0, 1_000, 2)))]), 1, 20),
         (Lease(QUEUE, 1), 1, 1),
-        (Lease(QUEUE, 1_000), 100, 200),
-        (Publish("default/t", PLAIN.parts), 1, 1),
-        (Publish("default/t", WITH_IDS.parts), 2_000, 2_100),
-        (Transact("default", [Ack(QUEUE, 1, SINGLES), WITH_IDS]), 1_200, 1_500),
-        (PurgeQueue(QUEUE), 1, 1),
+        (Lease(QUEUE, 1_000), 200, 300),
+        (Publish("default/t", [Part(0, None, packing.pack([packing.pack_message(b"1")]))]), 10, 20),
+        (Publish("default/t", PLAIN.parts), 2_000, 5_000),
+        (Publish("default/t", WITH_KEYS.parts), 60_000, 80_000),
+        (Transact("default", [Ack(QUEUE, 1, SINGLES), WITH_IDS]), 1_500, 2_000),
+        (PurgeQueue(QUEUE), 10, 50),
+        (DefineQueue(QUEUE, QueueSettings()), 10, 50),
+        (DefineQueue(QUEUE, QueueSettings(max_leased_per_group=2)), 200, 500),
+        (Expire(), 200, 500),
     ],
 )
 def test_a_command_weighs_what_it_names(command: Command, least: int, most: int) -> None:
-    """Messages and bytes alone weigh nothing: they are stored as they came, and bounded by their bytes."""
+    """As much as it may cost: nothing of the queues is known. Bodies weigh nothing, their bytes are bounded."""
     assert least <= weight(encode(command)) <= most
 
 

@@ -249,6 +249,16 @@ def test_retention_takes_bounded_steps(hands: Hands, monkeypatch: pytest.MonkeyP
     assert [dead.priority for dead in origins(hands)] == [9] * 6 + [0] * 6
 
 
+def test_retention_takes_bounded_steps_to_nowhere_too(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is discarded is read, to see how old it is."""
+    define(hands, retention_ms=1_000)
+    hands.enqueue(*[b"x" * 96] * 6)
+    hands.wall_ms += 1_000
+    monkeypatch.setattr(deadletters, "MOVED_BYTES_MAX", 250)
+    found = [hands.do(Expire()) for _ in range(3)]
+    assert [(done.dead, done.more) for done in found] == [(3, True), (3, False), (0, False)]
+
+
 def test_retention_that_is_changed_counts_for_what_is_there(hands: Hands) -> None:
     hands.enqueue(b"a")
     hands.wall_ms += 1_000

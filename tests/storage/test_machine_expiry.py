@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from raftq.storage.machine import keys
+import pytest
+
+from raftq.storage.machine import expiry, keys
 from raftq.storage.machine.commands import (
     Ack,
     DefineQueue,
@@ -44,6 +46,17 @@ def test_a_settled_lease_costs_a_step_too(hands: Hands) -> None:
     assert hands.do(Expire(2)) == Expired(0, 0, 0, more=True)
     assert len(hands.keys(keys.LEASE)) == 1
     assert hands.do(Expire(2)) == Expired(0, 0, 0, more=False)
+
+
+def test_a_long_lease_costs_a_step_more(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of messages with replace keys names each for itself."""
+    monkeypatch.setattr(expiry, "LEASE_BYTES", 50)
+    hands.do(Enqueue(QUEUE, [Part(0, 0, blob(*[b"x"] * 40), replace_keys=[f"k{at}" for at in range(40)])]))
+    for _ in range(2):
+        hands.settle(hands.lease(20), *range(19))
+    hands.lease_ms += 30_000
+    assert hands.do(Expire(4)) == Expired(1, 0, 0, more=True)
+    assert hands.do(Expire(4)) == Expired(1, 0, 0, more=False)
 
 
 def test_a_delay_passes_in_steps(hands: Hands) -> None:

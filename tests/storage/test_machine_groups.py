@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raftq.storage.machine import audit, groups, keys, packing
+from raftq.storage.machine import audit, groups, keys, packing, places
 from raftq.storage.machine.commands import (
     Ack,
+    Command,
     DefineQueue,
     DeleteMessage,
     DeleteQueue,
@@ -30,7 +31,7 @@ from raftq.storage.machine.commands import (
     Transact,
 )
 from raftq.storage.machine.ports import Meta
-from raftq.storage.machine.replies import Leased, QueueReady, Refused
+from raftq.storage.machine.replies import Leased, QueueReady, Refused, Reply
 from tests.storage.conftest import QUEUE, Hands
 
 
@@ -221,7 +222,8 @@ def test_a_limit_comes_and_goes_while_the_queue_is_empty(one: Hands) -> None:
     refused = limited(one, None)
     assert isinstance(refused, Refused)
     assert refused.reason == "not_empty"
-    assert limited(one, 0).reason == "invalid"
+    for limit in (0, 1_001):
+        assert limited(one, limit) == Refused("invalid", "max_leased_per_group: is a number from 1 to 1,000")
     one.settle(leased, 0)
     one.do(PurgeQueue(QUEUE))
     limited(one, None)
@@ -267,10 +269,151 @@ def test_a_change_of_the_limit_goes_through_many_keys_in_steps(
         assert names(hands) == ["g1"]
     hands.restart()
     assert hands.do(Expire(2)).more
-    assert not hands.do(Expire(10)).more
+    assert not hands.do(Expire(20)).more
     assert hands.machine.next_due()[1] is None
     if limit == 3:
         assert names(hands) == [f"{letter}{at}" for at in (1, 2) for letter in "abcdefg"]
+
+
+def test_a_change_of_the_limit_moves_a_bounded_number_of_messages(one: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many one key has."""
+    monkeypatch.setattr(groups, "REGROUPED_MAX", 3)
+    put(one, *[f"a{at}" for at in range(12)], "b1")
+
+    def ready_in_steps(limit: int, count: int) -> list[int]:
+        limited(one, limit)
+        found = [one.machine.view().ready(QUEUE)]
+        more = True
+        while more:
+            one.restart()
+            more = one.do(Expire(count)).more
+            found.append(one.machine.view().ready(QUEUE))
+        return found
+
+    assert ready_in_steps(1_000, 4) == [5, 9, 13, 13]
+    assert ready_in_steps(2, 5) == [10, 5, 3]
+    assert names(one) == ["a0", "a1", "b1"]
+
+
+def test_what_a_change_of_the_limit_has_not_come_to_is_moved_by_what_a_command_does_itself(
+    one: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "REGROUPED_MAX", 1)
+    put(one, *[f"{letter}{at}" for at in range(6) for letter in "abc"])
+    leased, _ = take(one)
+    limited(one, 5)
+    assert one.machine.view().ready(QUEUE) == 1
+    one.settle(leased, 2)
+    assert one.effects == [QueueReady(QUEUE, 2)]
+    put(one, "c9", priority=9)
+    assert names(one) == ["c9", "a1", "c1"]
+    while one.do(Expire(1)).more:
+        pass
+    assert names(one) == ["b1", "a2", "b2", "c2", "a3", "b3", "c3", "a4", "b4", "c4"]
+
+
+def test_a_lease_passes_over_a_bounded_number_of_keys_without_room(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And when all are set right, who waits is told of what it did not come to."""
+    monkeypatch.setattr(groups, "REGROUPED_MAX", 1)
+    monkeypatch.setattr(places, "PASSED_MAX", 2)
+    limited(hands, 2)
+    put(hands, *[f"{letter}{at}" for letter in "abcdef" for at in (1, 2)])
+    for letter in "abcdef":
+        assert names(hands, 1, groups=[letter]) == [f"{letter}1"]
+    put(hands, "z1", "z2")
+    limited(hands, 1)
+    assert names(hands, groups=["b", "c", "d", "z"]) == []
+    assert names(hands, 1) == []
+    assert hands.machine.view().ready(QUEUE, ["e", "f"]) == 0
+    told = []
+    while hands.do(Expire(3)).more:
+        hands.restart()
+        told += hands.effects
+    assert [*told, *hands.effects] == [QueueReady(QUEUE, 1)]
+    assert names(hands) == ["z1"]
+
+
+def test_a_limit_that_changes_again_tells_of_what_a_lease_did_not_come_to(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "REGROUPED_MAX", 1)
+    monkeypatch.setattr(places, "PASSED_MAX", 1)
+    limited(hands, 2)
+    put(hands, "a1", "a2", "b1", "b2", "z1")
+    for letter in "ab":
+        take(hands, 1, groups=[letter])
+    limited(hands, 1)
+    assert names(hands) == []
+    monkeypatch.setattr(groups, "REGROUPED_MAX", 9)
+    limited(hands, 3)
+    assert hands.effects == [QueueReady(QUEUE, 3)]
+
+
+class Twins(Hands):
+    """Beside it one that never restarts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = Hands()
+
+    def together(self, *commands: Command) -> list[Reply]:
+        self.other.lease_ms, self.other.wall_ms = self.lease_ms, self.wall_ms
+        replies = super().together(*commands)
+        assert replies == self.other.together(*commands)
+        assert (self.effects, self.txn.values) == (self.other.effects, self.other.txn.values)
+        return replies
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["enqueue", "enqueue", "lease", "ack", "nack", "release", "limit", "step", "restart"]),
+            st.integers(0, 11),
+        ),
+        max_size=50,
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_limits_that_change_all_the_time(steps: list[tuple[str, int]]) -> None:
+    """Never are more of a key given than the limit says, whatever a change has not come to; in the end all are. And
+    the tables are the same with restarts and without."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "REGROUPED_MAX", 1)
+        patch.setattr(places, "PASSED_MAX", 1)
+        hands = Twins()
+        limited(hands, 2)
+        limit, held = 2, []
+        for what, at in steps:
+            if what == "enqueue":
+                put(hands, *[f"{'abc'[at % 3]}{count}" for count in range(at)] or "-", priority=at % 4)
+            elif what == "lease":
+                leased, found = take(hands, at, lease_ms=1_000)
+                held += [(leased, slot, name[0]) for slot, name in enumerate(found)]
+                for letter in {name[0] for name in found} - {"-"}:
+                    assert sum(other == letter for _, _, other in held) <= limit
+            elif what == "limit":
+                limit = 1 + at % 5
+                limited(hands, limit)
+            elif what == "step":
+                hands.do(Expire(1 + at % 3))
+            elif what == "restart":
+                hands.restart()
+            elif held:
+                leased, slot, _ = held.pop(at % len(held))
+                kind = {"ack": Ack, "release": Release}.get(what, Nack)
+                hands.settle(leased, slot, kind=kind, **({"delay_ms": 100} if kind is Nack else {}))
+        for leased, slot, _ in held:
+            hands.settle(leased, slot)
+        hands.wall_ms += 1_000
+        while hands.do(Expire(2)).more:
+            pass
+        while hands.info().ready:
+            leased, found = take(hands)
+            assert found
+            hands.settle(leased, *range(len(found)))
+        assert nothing_is_kept(hands)
 
 
 @pytest.mark.parametrize("what", [DeleteQueue, PurgeQueue])

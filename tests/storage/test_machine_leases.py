@@ -177,6 +177,15 @@ def test_wall_time_ends_no_lease(hands: Hands) -> None:
     assert hands.do(Expire()).leases == 0
 
 
+def test_the_deadline_that_is_told_is_wall_time_and_ends_nothing(hands: Hands) -> None:
+    hands.enqueue(b"a")
+    leased = hands.lease(lease_ms=1_000)
+    assert leased.deadline_ms == hands.wall_ms + 1_000 != hands.lease_ms + 1_000
+    hands.wall_ms = leased.deadline_ms + 1
+    hands.do(Expire())
+    assert hands.settle(leased, 0) == [DONE]
+
+
 def test_extending_all_moves_the_one_deadline(hands: Hands) -> None:
     hands.enqueue(*BODIES)
     leased = hands.lease(lease_ms=1_000)

@@ -244,6 +244,15 @@ def test_a_publish_goes_by_the_same_rule(three: Hands) -> None:
     assert three.info("default/all").ready == 9
 
 
+def test_a_publish_to_a_name_and_its_partition_counts_both_against_the_limit(three: Hands) -> None:
+    three.do(DefineQueue(QUEUE, QueueSettings(max_messages=1), False, ["max_messages"]))
+    three.do(DefineTopic("default/news"))
+    for queue in (QUEUE, f"{QUEUE}.0", f"{QUEUE}.1", f"{QUEUE}.2"):
+        three.do(Subscribe("default/news", queue))
+    assert three.do(Publish("default/news", [grouped("a")])).reason == "full"
+    assert counts(three) == [0] * COUNT
+
+
 def test_dead_letters_and_schedules(three: Hands) -> None:
     """Dead letters go to the first partition, ticks by turn."""
     three.do(DefineQueue("default/work", QueueSettings(dead_letter_queue=QUEUE)))

@@ -21,7 +21,7 @@ from raftq.storage.machine.commands import (
     QueueSettings,
     Request,
 )
-from raftq.storage.machine.replies import DONE, GONE, Enqueued, MessageDeleted, Purged, Range, Refused
+from raftq.storage.machine.replies import DONE, GONE, Enqueued, Expired, MessageDeleted, Purged, Range, Refused
 from tests.storage.conftest import QUEUE, Hands, blob
 
 LEASED = Refused("leased", "the message is leased: ack it, or wait until its lease has passed")
@@ -31,6 +31,19 @@ UNKNOWN = Refused("unknown_message", "there is no such message")
 def delete(hands: Hands, number: int, priority: int = 0, queue_number: int | None = None) -> Any:
     found = hands.info().number if queue_number is None else queue_number
     return hands.do(DeleteMessage(QUEUE, found, priority, number))
+
+
+def test_long_records_cost_the_steps_after_a_purge_more(hands: Hands) -> None:
+    """All of a record is read, whether it is needed or not."""
+    for _ in range(6):
+        hands.enqueue(b"x" * 4_096)
+    hands.do(PurgeQueue(QUEUE))
+    assert [hands.do(Expire(6)) for _ in range(4)] == [
+        Expired(0, 0, 2, more=True),
+        Expired(0, 0, 2, more=True),
+        Expired(0, 0, 2, more=True),
+        Expired(0, 0, 0, more=False),
+    ]
 
 
 def test_a_purge_takes_what_is_ready_delayed_and_leased(hands: Hands) -> None:
@@ -69,7 +82,7 @@ def test_what_a_purge_left_is_removed_in_steps(hands: Hands) -> None:
 def test_settings_dedup_ids_and_requests_outlive_a_purge(hands: Hands) -> None:
     hands.do(DefineQueue(QUEUE, QueueSettings(lease_ms=7)))
     first = Enqueue(QUEUE, [Part(0, 0, blob(b"a"), None, ["id"])])
-    hands.do(first)
+    number = hands.do(first).queue_number
     request = Enqueue(QUEUE, [Part(0, 0, blob(b"b"))], Request("r", 60_000))
     hands.do(request)
     lease = Lease(QUEUE, 1, None, Request("r", 60_000))
@@ -77,7 +90,7 @@ def test_settings_dedup_ids_and_requests_outlive_a_purge(hands: Hands) -> None:
     for _ in range(2):
         hands.do(PurgeQueue(QUEUE))
         assert hands.info().settings.lease_ms == 7
-        assert hands.do(first) == Enqueued(hands.info().number, None, [(0, 1, True)])
+        assert hands.do(first) == Enqueued(hands.info().number, None, [(0, 1, True)], numbers=[number])
         assert hands.do(request).repeated
         again = hands.do(lease)
         assert (again.repeated, again.lease_id) == (True, leased.lease_id)

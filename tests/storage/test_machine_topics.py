@@ -3,8 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from raftq.storage.machine import keys, packing, topics
+from raftq.storage.machine import keys, packing, publishing, topics
 from raftq.storage.machine.commands import (
     Command,
     DefineQueue,
@@ -133,6 +134,53 @@ def test_a_publish_is_bounded_by_its_copies(hands: Hands, monkeypatch: pytest.Mo
     assert refused.reason == "too_large"
     monkeypatch.setattr("raftq.storage.machine.publishing.COPIED_BYTES_MAX", 100)
     assert hands.do(Publish(TOPIC, [Part(0, None, blob(b"xxxx"))])).reason == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("command", "copies"),
+    [
+        (Subscribe(TOPIC, A), 4),
+        (Subscribe(TOPIC, A, b'{"color":["red"]}'), 8),
+        (Subscribe(TOPIC, A, b'{"color":["none"]}'), 8),
+        (DefineQueue(A, QueueSettings(max_leased_per_group=2)), 12),
+        (DefineQueue(A, QueueSettings(), partitions=2), 44),
+        (DefineQueue(A, QueueSettings(max_leased_per_group=2), partitions=2), 52),
+    ],
+)
+def test_a_copy_counts_as_what_it_costs(
+    hands: Hands, command: Command, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hands.do(DefineTopic(TOPIC))
+    hands.do(command)
+    if isinstance(command, DefineQueue):
+        hands.do(Subscribe(TOPIC, A))
+    four = colored(*["red"] * 4)
+    parts = [colored("red", priority=at) for at in range(4)]
+    taken = copies != 8 or b"red" in getattr(command, "filter", b"")
+    for given, more in (
+        ([four], 0),
+        (parts, 6),
+        ([replace(four, dedup_ids=["a", None, "b", "c"])], 3 * taken),
+        ([replace(four, replace_keys=["a", None, "b", "c"])], 15 * taken),
+        ([replace(four, dedup_ids=["d", "e", "f", "g"], replace_keys=list("abcd"))], 24 * taken),
+    ):
+        monkeypatch.setattr(publishing, "COPIES_MAX", copies + more - 1)
+        refused = hands.do(Publish(TOPIC, given))
+        assert refused == Refused("too_large", refused.detail)
+        monkeypatch.setattr(publishing, "COPIES_MAX", copies + more)
+        assert hands.do(Publish(TOPIC, given)) == Published([int(taken)] * 4, [])
+
+
+def test_the_refusal_says_what_counts(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    hands.do(DefineTopic(TOPIC))
+    hands.do(Subscribe(TOPIC, A))
+    monkeypatch.setattr(publishing, "COPIES_MAX", 1)
+    assert hands.do(Publish(TOPIC, [colored("red", "red")])).detail == (
+        "the topic has 1 subscriptions: over all of them one publish makes at most 1 copies and 16,777,216 bytes. "
+        "A message counts 1, or 2 where there is a filter; 1 more with a dedup_id, 5 with a replace_key, "
+        "2 in a queue with max_leased_per_group, 10 in one with partitions; each further priority or delay counts 2. "
+        "Publish fewer at once"
+    )
 
 
 def test_subscriptions_are_bounded(hands: Hands) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from raftq.storage.machine import packing, views
-from raftq.storage.machine.commands import Ack, DefineQueue, Nack, QueueSettings
+from raftq.storage.machine.commands import Ack, DefineQueue, Enqueue, Nack, Part, QueueSettings
 from raftq.storage.machine.views import Peeked
-from tests.storage.conftest import QUEUE, Hands
+from tests.storage.conftest import QUEUE, Hands, blob
 
 
 def bodies(page: list[Peeked]) -> list[bytes]:
@@ -83,6 +83,27 @@ def test_a_message_whose_lease_is_not_found_is_still_leased(hands: Hands, monkey
     found = hands.machine.view().message(QUEUE, 0, 1)
     assert found is not None
     assert (found.state, found.deliveries, found.deadline_ms) == ("leased", 0, None)
+
+
+def test_long_leases_are_looked_through_by_their_bytes(hands: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease of messages with replace keys names each for itself."""
+    monkeypatch.setattr(views, "LEASES_BYTES_MAX", 200)
+    hands.do(Enqueue(QUEUE, [Part(0, 0, blob(*[b"x"] * 30), replace_keys=[f"k{at}" for at in range(30)])]))
+    for _ in range(3):
+        hands.settle(hands.lease(10), 0, 7)
+    view = hands.machine.view()
+    pages, cursor = [], None
+    for _ in range(2):
+        page, cursor = view.peek(QUEUE, "leased", 100, cursor)
+        pages.append([message.number for message in page])
+    assert (pages, cursor) == ([[*range(2, 8), 9, 10, *range(12, 18), 19, 20], [*range(22, 28), 29, 30]], None)
+    found = [view.message(QUEUE, 0, number) for number in (3, 12, 18, 29)]
+    assert [message and (message.state, message.deliveries) for message in found] == [
+        ("leased", 0),
+        ("leased", 1),
+        None,
+        ("leased", 1),
+    ]
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "1", "-", "1-", "-1-2", "1-2-3", "10-1", "0-99999999999999999999", "٣-٢"])
