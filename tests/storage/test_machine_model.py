@@ -689,7 +689,8 @@ class MachineModel(RuleBasedStateMachine):
         for namespace, names in groupby(sorted(self.model.queues), key=lambda key: key.partition("/")[0]):
             assert [info.key for info in view.queues(namespace)[0]] == list(names)
         for key, topic in self.model.topics.items():
-            assert view.topic(key) == TopicRecord(key, topic.number, topic.created_index, topic.published)
+            counted = topic.number, topic.created_index, topic.published, topic.partitions
+            assert view.topic(key) == TopicRecord(key, *counted)
             assert view.subscriptions(key) == [
                 (queue, SubscriptionRecord(accepts.text, index))
                 for queue, (accepts, index) in sorted(topic.subscriptions.items())
