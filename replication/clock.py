@@ -18,6 +18,8 @@ OFFSET_MS_MAX = 1000
 #: An answer that took longer says too little about a clock, unless nothing better came for a while.
 _ROUND_TRIP_MAX = 0.1
 _SAMPLE_AGE_MAX = 5.0
+#: What leaders say keeps a node from leading once it was heard for so long: what was held up arrives all at once.
+_HEARD_SECONDS = 1.0
 
 
 class ClusterClock:
@@ -32,7 +34,9 @@ class ClusterClock:
         self._quorum: int | None = None
         #: Lease time as the last leader told it, and when this node's clock was last compared with others'.
         self._told_lease_ms = 0
-        self._compared = 0.0
+        self._compared = float("-inf")
+        #: Since when leaders were heard with no long silence.
+        self._heard_since = 0.0
         #: The quorum's median less our monotonic clock, as a leader told it, and when.
         self._told = (0.0, float("-inf"))
         #: Follower -> (its wall clock less our monotonic one in milliseconds, when that was measured). Not against our
@@ -67,7 +71,10 @@ class ClusterClock:
         may have said so long ago: of the last while that counts which was the nearest to this node's clock."""
         self._quorum = None
         if wall_ms:
-            now = self._compared = self._monotonic()
+            now = self._monotonic()
+            if now - self._compared > _SAMPLE_AGE_MAX:
+                self._heard_since = now
+            self._compared = now
             own = (self._wall() - now) * 1000
             told = wall_ms - now * 1000
             if now - self._told[1] > _SAMPLE_AGE_MAX or abs(own - told) <= abs(own - self._told[0]):
@@ -116,7 +123,10 @@ class ClusterClock:
 
     @property
     def far_off(self) -> bool:
-        """For as long as the comparison is fresh: without a leader to compare with, any node may become one."""
+        """For as long as the comparison is fresh: without a leader to compare with, any node may become one. Who leads
+        has measured for itself."""
         if self.offset_ms is None or self._monotonic() - self._compared > _SAMPLE_AGE_MAX:
+            return False
+        if self._quorum is None and self._compared - self._heard_since < _HEARD_SECONDS:
             return False
         return abs(self.offset_ms) > OFFSET_MS_MAX

@@ -461,9 +461,10 @@ class Nemesis:
             self._scheduler.after(1.0, self._join, spare, node.id)
 
     def _whole(self) -> bool:
-        """All members are there, and one leads: one may be lost."""
+        """All members are there, one leads, and of two voters none may be lost: a third may still be learning."""
         members = [self._arena.nodes[name] for name in self._arena.members()]
-        return self._arena.leader() is not None and self.doing is None and all(node.up for node in members)
+        settled = self._arena.leader() is not None and self.doing is None
+        return settled and len(self._arena.voters()) > 2 and all(node.up for node in members)
 
 
 async def _looked_at(shard: RaftShard) -> tuple[Status, int]:

@@ -80,12 +80,19 @@ def test_a_leader_whose_own_clock_is_wrong_learns_it_from_the_others() -> None:
     assert clock.far_off
 
 
+def hear(hands: Hands, clock: ClusterClock, off_ms: int = 0) -> None:
+    """A leader, for longer than what was held up can take to arrive."""
+    for _ in range(12):
+        hands.pass_(0.1)
+        clock.follow(wall_ms(hands, off_ms), 0)
+
+
 def test_a_follower_compares_its_clock_with_the_leaders_time() -> None:
     hands = Hands()
     clock = hands.clock()
     clock.follow(0, 0)
     assert clock.offset_ms is None
-    clock.follow(wall_ms(hands, 1500), 0)
+    hear(hands, clock, 1500)
     assert clock.far_off
     clock.follow(wall_ms(hands, 3), 0)
     assert not clock.far_off
@@ -129,7 +136,7 @@ def test_of_two_clocks_the_lower_counts() -> None:
 def test_a_comparison_with_a_leader_that_is_gone_does_not_keep_a_node_from_leading_for_ever() -> None:
     hands = Hands()
     clock = hands.clock()
-    clock.follow(wall_ms(hands, 1500), 0)
+    hear(hands, clock, 1500)
     assert clock.far_off
     hands.pass_(4)
     assert clock.far_off
@@ -148,6 +155,20 @@ def test_what_the_leader_said_long_ago_and_arrives_now_does_not_keep_a_node_from
     assert not clock.far_off
     hands.wall += 2
     clock.follow(late, 0)
+    assert clock.far_off
+
+
+def test_what_arrives_all_at_once_after_a_silence_does_not_keep_a_node_from_leading() -> None:
+    """With nothing else heard for five seconds there is nothing nearer: the simulator's seed 619."""
+    hands = Hands()
+    clock = hands.clock()
+    hear(hands, clock)
+    said = [wall_ms(hands, ms) for ms in (0, 100, 200)]
+    hands.pass_(7)
+    for late in said:
+        clock.follow(late, 0)
+    assert not clock.far_off
+    hear(hands, clock, -3_000)
     assert clock.far_off
 
 
