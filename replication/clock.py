@@ -34,11 +34,12 @@ class ClusterClock:
         self._quorum: int | None = None
         #: Lease time as the last leader told it, and when this node's clock was last compared with others'.
         self._told_lease_ms = 0
-        self._compared = float("-inf")
-        #: Since when leaders were heard with no long silence.
-        self._heard_since = 0.0
-        #: The quorum's median less our monotonic clock, as a leader told it, and when.
-        self._told = (0.0, float("-inf"))
+        self._compared = 0.0
+        #: Leaders were heard with no long silence from then, until then.
+        self._heard = (0.0, float("-inf"))
+        #: The quorum's median less our monotonic clock, as leaders told it: the nearest of each half of a while, by the
+        #: half's number. The last two count.
+        self._told: dict[int, float] = {}
         #: Follower -> (its wall clock less our monotonic one in milliseconds, when that was measured). Not against our
         #: wall clock: a jump of that one must not move the others'.
         self._found: dict[str, tuple[float, float]] = {}
@@ -72,14 +73,15 @@ class ClusterClock:
         self._quorum = None
         if wall_ms:
             now = self._monotonic()
-            if now - self._compared > _SAMPLE_AGE_MAX:
-                self._heard_since = now
+            since, last = self._heard
+            self._heard = (since if now - last <= _SAMPLE_AGE_MAX else now, now)
             self._compared = now
             own = (self._wall() - now) * 1000
             told = wall_ms - now * 1000
-            if now - self._told[1] > _SAMPLE_AGE_MAX or abs(own - told) <= abs(own - self._told[0]):
-                self._told = (told, now)
-            self.offset_ms = own - self._told[0]
+            half = int(now / (_SAMPLE_AGE_MAX / 2))
+            fresh = {number: known for number, known in self._told.items() if number >= half - 1}
+            self._told = fresh | {half: min(told, fresh.get(half, told), key=lambda known: abs(own - known))}
+            self.offset_ms = min((own - known for known in self._told.values()), key=abs)
             self._told_lease_ms = max(self._told_lease_ms, lease_ms)
 
     def now(self) -> Clocks | None:
@@ -127,6 +129,6 @@ class ClusterClock:
         has measured for itself."""
         if self.offset_ms is None or self._monotonic() - self._compared > _SAMPLE_AGE_MAX:
             return False
-        if self._quorum is None and self._compared - self._heard_since < _HEARD_SECONDS:
+        if self._quorum is None and self._heard[1] - self._heard[0] < _HEARD_SECONDS:
             return False
         return abs(self.offset_ms) > OFFSET_MS_MAX

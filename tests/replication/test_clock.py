@@ -158,13 +158,30 @@ def test_what_the_leader_said_long_ago_and_arrives_now_does_not_keep_a_node_from
     assert clock.far_off
 
 
-def test_what_arrives_all_at_once_after_a_silence_does_not_keep_a_node_from_leading() -> None:
-    """With nothing else heard for five seconds there is nothing nearer: the simulator's seed 619."""
+def test_what_was_nearest_long_ago_makes_room_for_what_was_near_since() -> None:
+    """Not for whatever comes next, which may have been held up: the simulator's seed 619."""
     hands = Hands()
     clock = hands.clock()
     hear(hands, clock)
+    for _ in range(9):
+        hands.pass_(0.4)
+        clock.follow(wall_ms(hands, -50), 0)
+    late = wall_ms(hands, -50)
+    hands.pass_(1.5)
+    clock.follow(late, 0)
+    assert not clock.far_off
+
+
+def test_what_arrives_all_at_once_after_a_silence_does_not_keep_a_node_from_leading() -> None:
+    """With nothing else heard for five seconds there is nothing nearer."""
+    hands = Hands()
+    clock = hands.clock()
+    hear(hands, clock)
+    clock.lead(Clocks(0, 0), quorum=2)
+    clock.answered("b", wall_ms(hands), hands.monotonic)
     said = [wall_ms(hands, ms) for ms in (0, 100, 200)]
     hands.pass_(7)
+    assert clock.now() is not None
     for late in said:
         clock.follow(late, 0)
     assert not clock.far_off
