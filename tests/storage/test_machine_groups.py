@@ -375,7 +375,7 @@ class Twins(Hands):
         max_size=50,
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_limits_that_change_all_the_time(steps: list[tuple[str, int]]) -> None:
     """Never are more of a key given than the limit says, whatever a change has not come to; in the end all are. And
     the tables are the same with restarts and without."""
@@ -498,7 +498,7 @@ STEPS = st.lists(
 
 
 @given(steps=STEPS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_at_a_limit_of_1_acks_come_in_the_order_of_enqueue(steps: list[tuple[str, int]]) -> None:
     """Whatever is nacked, delayed, released and passes: and never are two of a key leased at once."""
     hands = Hands()

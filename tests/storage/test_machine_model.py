@@ -77,7 +77,7 @@ from raftq.storage.machine.views import Delivery, QueueInfo
 from raftq.storage.overlay import Overlay
 from raftq.storage.writer import Writer
 
-EXAMPLES = int(os.environ.get("RAFTQ_MODEL_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("RAFTQ_MODEL_EXAMPLES", "150"))
 
 Outcome = tuple[Reply, list[Effect]]
 
