@@ -54,7 +54,7 @@ steady: setup ## Full load for MINUTES=10: no election without a fault
 catchup: setup ## Measure how a follower that lacks MESSAGES=1000000, and an empty node, catch up under load
 	.venv/bin/python -m raftq.bench catchup --data $(DATA) $(if $(MESSAGES),--messages $(MESSAGES))
 
-stalls: setup ## Measure the dearest entries, MESSAGES=1000000 touched in steps, as one node applies them
+stalls: setup ## Measure the dearest entries, MESSAGES=200000 touched in steps, as one node applies them
 	.venv/bin/python -m raftq.bench stalls --data $(DATA) $(if $(MESSAGES),--messages $(MESSAGES))
 
 stream: setup ## Measure enqueues on one WebSocket beside single POSTs

@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     six.add_argument("--messages", type=int, default=1_000_000, help="in one queue")
     six.add_argument("--queues", type=int, default=100_000, help="of 10 messages each")
     seven = _command(commands, "stalls", "the dearest entries, applied by one node", measured_stalls)
-    seven.add_argument("--messages", type=int, default=1_000_000, help="in one queue")
+    seven.add_argument("--messages", type=int, default=200_000, help="in one queue")
     return top
 
 
