@@ -123,6 +123,8 @@ class Load:
 
     async def _work(self, client: AsyncClient) -> None:
         rng = random.Random(self._rng.random())
+        while not self.successes and not self._ending.is_set():
+            await asyncio.sleep(0.01)  # the first enqueue makes the queue
         while not self._ending.is_set():
             leased = await self._tried(
                 "lease", client.lease(QUEUE, max=rng.randint(1, 16), lease_seconds=LEASE_SECONDS, wait_seconds=0.2)
