@@ -109,6 +109,10 @@ def _lags(scrape: Scrape) -> Iterator[Sample]:
                 yield (peer.id,), max(status.last_index - peer.match_index, 0)
 
 
+def _peer_lags(scrape: Scrape) -> Iterator[Sample]:
+    return (((peer,), lag) for peer, lag in sorted(scrape.api.node.shard.stages.peer_lags.items()))
+
+
 def _reachable(scrape: Scrape) -> Iterator[Sample]:
     return (((peer.id,), peer.reachable) for peer in scrape.status.peers if peer.id != scrape.status.node_id)
 
@@ -206,6 +210,8 @@ def _of_raft() -> Iterator[Family]:
     yield Family("raftq_raft_commit_latency_seconds", "histogram", text, latency)
     text = "Leader: entries of the log that the peer is not known to have."
     yield Family("raftq_raft_peer_lag_entries", "gauge", text, _lags, ("peer",))
+    text = "Leader, an append that the peer answered: from sending it until what it held is on its disk, and told."
+    yield Family("raftq_raft_peer_lag_seconds", "histogram", text, _peer_lags, ("peer",))
     text = "1 when this node is connected with the peer."
     yield Family("raftq_raft_peer_reachable", "gauge", text, _reachable, ("peer",))
 

@@ -904,6 +904,8 @@ class RaftShard:
         self._clock.follow(message["wall"], message["lease"])
 
     def _on_answer(self, node: str, message: Message, sent: float | None) -> None:
+        if sent is not None:
+            self.stages.peer_lags[node].observe(self._monotonic() - sent)
         self._health.answered(node, message, sent if node in self._engine.voters else None)
 
     def _look_after_health(self) -> None:

@@ -6,6 +6,7 @@ An observation is a bisection and two additions (some 0.3 us), made once an entr
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 
 #: Upper bounds of the buckets, in seconds; beyond the last there is one more.
 BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -28,7 +29,7 @@ class Histogram:
 class Stages:
     """Of one shard on this node."""
 
-    __slots__ = ("applied", "committed", "lag", "latency", "replicated", "waited")
+    __slots__ = ("applied", "committed", "lag", "latency", "peer_lags", "replicated", "waited")
 
     def __init__(self) -> None:
         #: Leader, once an entry: how long its first command waited to be put into it.
@@ -43,3 +44,6 @@ class Stages:
         self.applied = Histogram()
         #: Once a tick: how late it came, since the loop was busy.
         self.lag = Histogram()
+        #: Leader, once an append that a peer answers: from sending it until the answer, which leaves the peer when all
+        #: that was sent is on its disk. By node id.
+        self.peer_lags: defaultdict[str, Histogram] = defaultdict(Histogram)

@@ -82,6 +82,7 @@ async def test_requests_raft_and_what_the_node_adds(client: Client) -> None:
     await client("GET", "/nowhere")
     client.node.stopping = True
     client.shard.members.append(Peer("n2", "", "x:2", "follower", True, False, 0, 0, "0"))
+    client.shard.stages.peer_lags["n2"].observe(0.002)
     found = await scraped(client)
     enqueued = {"method": "POST", "route": "/v1/queues/{queue}/messages", "status": "201"}
     assert value(found, "raftq_requests_total", **enqueued) == 1
@@ -92,6 +93,8 @@ async def test_requests_raft_and_what_the_node_adds(client: Client) -> None:
     assert value(found, "raftq_raft_applied_index") == 1
     assert value(found, "raftq_raft_log_bytes") == 100
     assert value(found, "raftq_raft_peer_lag_entries", peer="n2") == 1
+    assert value(found, "raftq_raft_peer_lag_seconds_count", peer="n2") == 1
+    assert value(found, "raftq_raft_peer_lag_seconds_bucket", peer="n2", le="0.001") == 0
     assert value(found, "raftq_raft_peer_reachable", peer="n2") == 0
     assert value(found, "raftq_clock_offset_seconds") == 0.0005
     assert value(found, "raftq_build_info", version="0") == 1

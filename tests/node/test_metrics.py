@@ -17,7 +17,7 @@ from tests.node.conftest import Node, Settings
 
 ROOT = Path(__file__).parents[2]
 #: They speak of peers, and there are none.
-OF_PEERS = {"raftq_raft_peer_lag_entries", "raftq_raft_peer_reachable"}
+OF_PEERS = {"raftq_raft_peer_lag_entries", "raftq_raft_peer_lag_seconds", "raftq_raft_peer_reachable"}
 
 
 def test_a_node_tells_all_that_is_documented(start: Callable[..., Node], settings: Settings) -> None:

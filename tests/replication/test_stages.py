@@ -39,6 +39,9 @@ async def test_each_stage_is_observed_once_an_entry(tmp_path: Path) -> None:
         await until(lambda: follower.status().applied_index == leader.status().applied_index)
         assert sum(follower.stages.applied.counts) > 0
         assert sum(follower.stages.committed.counts) > 0
+        others = {shard.status().node_id for shard in cluster.running.values() if shard is not leader}
+        await until(lambda: set(leader.stages.peer_lags) == others)
+        assert all(sum(lag.counts) and lag.sum > 0 for lag in leader.stages.peer_lags.values())
 
 
 async def test_nodes_agree_about_the_time_while_nothing_is_done(tmp_path: Path) -> None:
