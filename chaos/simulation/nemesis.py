@@ -338,7 +338,7 @@ class Nemesis:
             self._later(after, self._isolate, "leader", lasts, False, "both")
 
     def _grow(self, *, alone: bool = True) -> None:
-        spare = next((node for node in self._arena.nodes.values() if not node.name_in_use), None)
+        spare = self._spare()
         if spare is not None and not (alone and self.doing):
             self._join(spare, replaces=None)
 
@@ -347,20 +347,29 @@ class Nemesis:
         voters = self._arena.voters()  # a learner may be there to take the place of one
         leaving = sum(what.startswith("remove") for what in self._doing)
         if len(voters) - leaving > _VOTERS_MIN and found.id in voters and not (alone and self.doing):
+            # A new folder of that name may wait to be added meanwhile: it is not the one that leaves.
+            uuid = found.uuid if self._arena.is_member(found.id, found.uuid) else ""
             self._operate(
                 f"remove {found.id}",
                 lambda shard: shard.remove(found.id),
                 lambda: found.id not in self._arena.members(),
-                lambda: self._scheduler.after(3 * self._dice.random(), self._retire, found, found.uuid),
+                lambda: self._scheduler.after(3 * self._dice.random(), self._retire, found, uuid),
             )
 
     def _swap(self, node: str, *, alone: bool = True) -> None:
         """A node that works, often the leader, is replaced by another."""
         found = self._node(node)
-        spare = next((other for other in self._arena.nodes.values() if not other.name_in_use), None)
+        spare = self._spare()
         if spare is not None and not (alone and self.doing) and found.id in self._arena.members():
             self._join(spare, replaces=found.id)
             self._scheduler.after(4.0, self._retire, found, found.uuid)
+
+    def _spare(self) -> SimNode | None:
+        """A machine that is free. One that was switched off may be a member still, until another has taken its place:
+        nobody would give its name to a new one."""
+        members = self._arena.members()
+        nodes = self._arena.nodes.values()
+        return next((node for node in nodes if not node.name_in_use and node.id not in members), None)
 
     def _retire(self, node: SimNode, uuid: str) -> None:
         """It is no member any more, and whether it knows or not, it is switched off; unless another folder has come
@@ -453,7 +462,7 @@ class Nemesis:
 
     def _exchange_now(self, name: str) -> None:
         node = self._node(name)
-        spare = next((other for other in self._arena.nodes.values() if not other.name_in_use), None)
+        spare = self._spare()
         if self._whole() and spare is not None:
             self.met["data lost"] += 1
             node.kill(power=True)
