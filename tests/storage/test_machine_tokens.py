@@ -127,6 +127,14 @@ def test_a_revoked_first_token_does_not_come_back(three: Hands) -> None:
     assert three.do(given(id="0" * 12, first=True)) == TokenCreated("0" * 12)
 
 
+def test_a_first_token_that_expired_does_not_come_back(three: Hands) -> None:
+    three.do(given(first=True, expires_ms=three.wall_ms + 1))
+    three.wall_ms += EXPIRED_KEPT_MS + 1
+    assert three.do(Expire()).forgotten == 1
+    assert three.do(given(first=True)) == TokenCreated(TOKEN, created=False)
+    assert ids(three) == []
+
+
 def test_there_are_so_many_tokens_at_most(three: Hands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "TOKENS_MAX", 2)
     for at in range(2):
