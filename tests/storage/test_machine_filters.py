@@ -144,7 +144,7 @@ def meets(condition: Any, attributes: dict[str, Any]) -> bool:
 @given(
     st.lists(CONDITIONS, min_size=1, max_size=6), st.one_of(st.just({}), st.builds(lambda value: {"a": value}, VALUES))
 )
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_many_conditions_are_as_each_of_them(conditions: list[Any], attributes: dict[str, Any]) -> None:
     assert takes({"a": conditions}, **attributes) == any(meets(one, attributes) for one in conditions)
 
