@@ -171,6 +171,7 @@ class LocalNode:
 
     def __init__(self, node_id: str = "n1", limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
+        self.tokens_required = False
         self.stopping = False
         self.url_of_leader: str | None = None
         #: What `leads` says, when that is to differ from what the shard knows.
