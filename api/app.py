@@ -50,6 +50,7 @@ from raftq.api import (
     settlements,
     stats,
     streams,
+    token,
     tokens,
     topics,
     transactions,
@@ -621,7 +622,7 @@ class Api:
             answer = _answered(Problem("malformed", f"The body could not be read: {error}", close=True))
         except Exception as error:
             if not call.gone:
-                _log.exception("a request failed", method=request.method, target=call.target[:200])
+                _log.exception("a request failed", method=request.method, target=token.redacted(call.target[:200]))
             detail = f"This is a defect of raftq ({type(error).__name__}); the node logged it."
             answer = _answered(Problem("internal", detail, applied="unknown", close=True))
         finally:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from raftq.api import token
 from raftq.replication import shard
 
 #: Problem types are stable; documents stand at these addresses.
@@ -85,7 +86,7 @@ class Problem(Exception):
         return msgspec.json.encode(self.document())
 
     def document(self) -> dict[str, Any]:
-        """Text that came from the client may hold what is no Unicode; it is replaced."""
+        """Text that came from the client may hold what is no Unicode; it is replaced, as is the secret of a token."""
         return {
             "type": TYPES + self.kind,
             "title": self.title,
@@ -106,7 +107,7 @@ class Problem(Exception):
 
 
 def _clean(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
+    return token.redacted(text.encode("utf-8", "replace").decode())
 
 
 def invalid(field: str, detail: str) -> Problem:
