@@ -170,7 +170,9 @@ def _pass_wall_time(step: _Step) -> None:
         if step.over:
             return
         queue = step.queue(key) if key[:1] in (keys.DUE, keys.QUEUE, keys.REDRIVE, keys.GROUP) else None
-        if queue is None:
+        if queue is None and key[:1] == keys.TOKENS:
+            _remove_token(step, key)
+        elif queue is None:
             _forget(step, ms, key)
         elif key[:1] == keys.QUEUE:
             _pass_retention(step, queue)
@@ -185,6 +187,15 @@ def _pass_wall_time(step: _Step) -> None:
             count = step.state.places.ripen(queue, key, records.decode_due(value), step.left)
             step.left -= count
             step.done.delays += count
+
+
+def _remove_token(step: _Step, key: bytes) -> None:
+    """That expired long ago."""
+    token = step.state.tokens.find(keys.token_of(key))
+    assert token is not None, key
+    step.state.tokens.delete(token)
+    step.left -= 1
+    step.done.forgotten += 1
 
 
 def _pass_regrouping(step: _Step, queue: QueueRecord) -> None:
