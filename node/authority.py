@@ -55,7 +55,9 @@ class Authority:
     def issue(self, node: str, hosts: Iterable[str], days: int = NODE_DAYS) -> None:
         """A new certificate of `node`, which is reached at `hosts`, in the place of the one that it had."""
         key = ec.generate_private_key(ec.SECP256R1())
-        names = x509.SubjectAlternativeName([_name(host) for host in dict.fromkeys((node, *hosts, *_LOCAL))])
+        # Peers know each other by the URI, see `replication.security`.
+        named = x509.UniformResourceIdentifier(f"raftq://node/{node}")
+        names = x509.SubjectAlternativeName([named, *map(_name, dict.fromkeys((*hosts, *_LOCAL)))])
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
         builder = _builder(node, self._own.subject, key, days, authority=False)
         builder = builder.add_extension(names, critical=False).add_extension(usage, critical=False)

@@ -66,21 +66,26 @@ class Certificates:
         self._files, self._mutual, self._now = files, mutual, now
         self._seen = self._stamp()
         self._used = _load(files, mutual)
-        self._front = None if files.cert is None else _server(files, mutual)
-        if self._front is not None:
-            # Called for every handshake, also of clients that name no server.
-            self._front.sni_callback = self._take_newest
+        self._front: ssl.SSLContext | None = None
         self._broken: Warned | None = None
         self._told: dict[str, float] = {}
 
     def server_context(self) -> ssl.SSLContext:
-        """One and the same always, which gives every new connection what the files hold now."""
-        assert self._front is not None, "there is no certificate to serve with"
-        return self._front
+        """For a connection that is accepted now."""
+        assert self._used.server is not None, "there is no certificate to serve with"
+        return self._used.server
 
     def client_context(self) -> ssl.SSLContext:
-        """For connections that are made now."""
+        """For a connection that is made now."""
         return self._used.client
+
+    def lasting_context(self) -> ssl.SSLContext:
+        """For a server that takes one for its life: it gives each new connection what the files hold then."""
+        if self._front is None:
+            self._front = _server(self._files, self._mutual)
+            # Called for every handshake, also of clients that name no server.
+            self._front.sni_callback = self._take_newest
+        return self._front
 
     def look(self) -> None:
         """Take what is new in the files, and say what is wrong with them."""
@@ -115,8 +120,7 @@ class Certificates:
         _log.info("certificates changed", side=self._files.side, **ends)
 
     def _take_newest(self, connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        assert self._used.server is not None
-        connection.context = self._used.server
+        connection.context = self.server_context()
 
     def _stamp(self) -> list[tuple[int, ...] | None]:
         return [_stamp(path) for path in self._files[1:] if path is not None]
@@ -196,6 +200,8 @@ def _client(files: Files, mutual: bool) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=files.ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if mutual else ssl.TLSVersion.TLSv1_2
     if mutual:
+        # Nodes are dialed by address, and a certificate names the node (`replication.security`).
+        context.check_hostname = False
         _show(context, files)
     return context
 

@@ -57,7 +57,10 @@ class Config(Struct, frozen=True, kw_only=True):
     ] = False
     api_listen: Annotated[Address, about("Where HTTP is served.")] = "127.0.0.1:7701"
     api_url: Annotated[
-        OptionalUrl, about("Where clients reach this node; redirects name it. Empty: `http://` and `api_listen`, with a certificate `https://`."),
+        OptionalUrl,
+        about(
+            "Where clients reach this node; redirects name it. Empty: `http://` and `api_listen`, with a certificate `https://`."
+        ),
     ] = ""
     peer_listen: Annotated[Address, about("Where the other nodes are heard.")] = "127.0.0.1:8701"
     peer_address: Annotated[
