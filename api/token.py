@@ -16,6 +16,7 @@ _ID_BYTES = 6
 _SECRET_BYTES = 32
 #: 43 characters of base64url hold 32 bytes.
 _TEXT = re.compile(r"rq_([0-9a-f]{12})_([A-Za-z0-9_-]{43})", re.ASCII)
+_IN_TEXT = re.compile(r"rq_([0-9a-f]{12})_[A-Za-z0-9_-]+", re.ASCII)
 
 
 class Token(NamedTuple):
@@ -44,3 +45,8 @@ def parse(text: str) -> Token | None:
 def digest(secret: str) -> bytes:
     """32 bytes, what is kept of a secret."""
     return hashlib.sha256(secret.encode("ascii")).digest()
+
+
+def redacted(text: str) -> str:
+    """With the secret taken out of whatever looks like a token, be it cut short."""
+    return _IN_TEXT.sub(r"rq_\1_***", text)
