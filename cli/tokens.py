@@ -19,24 +19,24 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _HINTS = Hints(unknown="it may have been made: see with raftq tokens list, revoke it, and make another")
 
 
-class GrantType(click.ParamType):
-    name = "SCOPE:NAMES"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Grant:
-        scope, colon, names = value.partition(":")
-        if not colon or scope not in _SCOPES or not names:
-            self.fail(f"{value!r} is no grant: give one as produce:orders, consume:orders.* or admin:*", param, ctx)
-        return Grant(scope=scope, names=names)
+def _grants(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> list[Grant]:
+    return [_grant(text) for text in given]
 
 
-class Lifetime(click.ParamType):
-    name = "TIME"
+def _grant(text: str) -> Grant:
+    scope, _, names = text.partition(":")
+    if scope not in _SCOPES or not names:
+        raise click.BadParameter(f"{text!r} is no grant: give one as produce:orders, consume:orders.* or admin:*")
+    return Grant(scope=scope, names=names)
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        found = re.fullmatch(r"(\d{1,9})([smhd])", value)
-        if found is None:
-            self.fail(f"{value!r} is no time: give one as 90s, 30m, 12h or 30d", param, ctx)
-        return float(found[1]) * _UNITS[found[2]]
+
+def _seconds(_context: click.Context, _parameter: click.Parameter, given: str | None) -> float | None:
+    if given is None:
+        return None
+    found = re.fullmatch(r"(\d{1,9})([smhd])", given)
+    if found is None:
+        raise click.BadParameter(f"{given!r} is no time: give one as 90s, 30m, 12h or 30d")
+    return float(found[1]) * _UNITS[found[2]]
 
 
 @click.group()
@@ -50,10 +50,10 @@ def tokens() -> None:
     "--grant", "grants", type=GrantType(), multiple=True, required=True, help="What it may do; several times."
 )
 @click.option("--namespace", default="default", help="Where it may; * is everywhere.  [default]")
-@click.option("--expires", type=Lifetime(), help="Good for so long, as 30d.  [until it is revoked]")
+@click.option("--expires", callback=_seconds, metavar="TIME", help="Good for so long, as 30d.  [until it is revoked]")
 @connection_options
 def create(
-    name: str, grants: tuple[Grant, ...], namespace: str, expires: float | None, url: str | None, as_json: bool
+    name: str, grants: list[Grant], namespace: str, expires: float | None, url: str | None, as_json: bool
 ) -> None:
     """Make a token, and print it: this once.
 

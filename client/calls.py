@@ -78,6 +78,8 @@ class Trouble(NamedTuple):
     after_seconds: float = 0.0
     #: The leader took it in, and has no room for it now.
     busy: Busy | None = None
+    #: Who answers there shows no certificate that is trusted, which does not pass by itself.
+    distrusted: bool = False
 
 
 class Caller:
@@ -104,7 +106,7 @@ class Caller:
         timeout = call.timeout_seconds or self.patience.timeout_seconds
         least = min(_ANSWER_SECONDS, timeout * _ANSWER_SHARE)
         last = _now() + call.wait_seconds + timeout - least
-        maybe, told = False, None
+        maybe, told, distrusted = False, None, 0
         for attempt, delay in enumerate(self.patience.delays()):
             url = self.discovery.choose()
             outcome = await self._attempt(call, url, max(last - _now(), 0.0) + least)
@@ -114,7 +116,9 @@ class Caller:
                 _raise_refusal(outcome, maybe)
             maybe = maybe or (outcome.maybe and not call.reads)
             told = outcome if told is None or outcome.leader is None else told
-            _give_up_if_due(call, told, maybe, _now() >= last)
+            distrusted = distrusted + 1 if outcome.distrusted else 0
+            due = _now() >= last or distrusted > len(self.discovery.nodes())
+            _give_up_if_due(call, told, maybe, due)
             await self._look_for_leader(outcome, url, last)
             # The first redirect is followed at once; later ones may be two nodes that name each other.
             if attempt or outcome.leader is None:
@@ -173,7 +177,7 @@ class Caller:
         try:
             answer = await self._transport.send(Exchange(call.method, url + call.path, headers, call.body, timeout))
         except NotSent as error:
-            return Trouble(str(error), maybe=False)
+            return Trouble(str(error), maybe=False, distrusted=isinstance(error, Distrusted))
         except Lost as error:
             return Trouble(f"{url}: {error}", maybe=True)
         return _judge(answer, url)
@@ -198,7 +202,7 @@ class Caller:
             outcome = _judge(await self._transport.send(exchange), url)
             return outcome if not isinstance(outcome, Answer) else msgspec.msgpack.decode(outcome.body, type=Cluster)
         except Distrusted as error:
-            return Trouble(str(error), maybe=False)
+            return Trouble(str(error), maybe=False, distrusted=True)
         except (NotSent, Lost, msgspec.DecodeError):
             return Trouble(f"{url} does not answer", maybe=False)
 

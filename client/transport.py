@@ -126,7 +126,7 @@ class AiohttpTransport:
         except aiohttp.WSServerHandshakeError as error:
             return Answer(error.status, error.headers or {}, b"")
         except aiohttp.ClientConnectorCertificateError as error:
-            raise Distrusted(f"{url} is not trusted: {_cause(error)}") from error
+            raise Distrusted(f"{url} is not trusted ({_cause(error)}): is it another CA, or another host?") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise NotSent(f"{url} cannot be reached: {_cause(error)}") from error
 
@@ -141,7 +141,7 @@ class AiohttpTransport:
             ) as response:
                 yield response
         except aiohttp.ClientConnectorCertificateError as error:
-            raise Distrusted(f"{exchange.url} is not trusted: {_cause(error)}") from error
+            raise Distrusted(f"{exchange.url} is not trusted ({_cause(error)}): is it another CA, or another host?") from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             raise NotSent(f"{exchange.url} cannot be reached: {_cause(error)}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
