@@ -46,9 +46,7 @@ def tokens() -> None:
 
 @tokens.command()
 @click.argument("name")
-@click.option(
-    "--grant", "grants", type=GrantType(), multiple=True, required=True, help="What it may do; several times."
-)
+@click.option("--grant", "grants", callback=_grants, multiple=True, required=True, metavar="SCOPE:NAMES")
 @click.option("--namespace", default="default", help="Where it may; * is everywhere.  [default]")
 @click.option("--expires", callback=_seconds, metavar="TIME", help="Good for so long, as 30d.  [until it is revoked]")
 @connection_options

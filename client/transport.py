@@ -126,7 +126,7 @@ class AiohttpTransport:
         except aiohttp.WSServerHandshakeError as error:
             return Answer(error.status, error.headers or {}, b"")
         except aiohttp.ClientConnectorCertificateError as error:
-            raise Distrusted(f"{url} is not trusted ({_cause(error)}): is it another CA, or another host?") from error
+            raise _distrusted(url, error) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise NotSent(f"{url} cannot be reached: {_cause(error)}") from error
 
@@ -141,7 +141,9 @@ class AiohttpTransport:
             ) as response:
                 yield response
         except aiohttp.ClientConnectorCertificateError as error:
-            raise Distrusted(f"{exchange.url} is not trusted ({_cause(error)}): is it another CA, or another host?") from error
+            raise Distrusted(
+                f"{exchange.url} is not trusted ({_cause(error)}): is it another CA, or another host?"
+            ) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             raise NotSent(f"{exchange.url} cannot be reached: {_cause(error)}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -206,6 +208,12 @@ def _trusting(ca_file: str | Path) -> ssl.SSLContext:
         raise ValueError(f"{ca_file} holds no certificate in PEM") from error
     except OSError as error:
         raise ValueError(f"cannot read {ca_file}: {error.strerror}") from error
+
+
+def _distrusted(url: str, error: Exception) -> Distrusted:
+    return Distrusted(
+        f"{url} is not trusted ({_cause(error)}): it needs another CA, or a name that its certificate has"
+    )
 
 
 def _cause(error: Exception) -> str:
