@@ -125,8 +125,8 @@ class Extend(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=6,
 
 class Expire(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=7, gc=False):
     """One bounded step of everything that is due: leases past their deadline, delays, dedup ids and requests past
-    their window, the remains of deleted queues, and sparse batches. Proposed by the leader when `Machine.next_due` says
-    so."""
+    their window, tokens that expired long ago, the remains of deleted queues, and sparse batches. Proposed by the
+    leader when `Machine.next_due` says so."""
 
     #: At most this many leases, ranges, ids or batches in this step.
     limit: int = 1000

@@ -1,7 +1,7 @@
 """What passes with time, in bounded steps: the command expire.
 
-Order of a step: leases past their deadline, then by wall time delays, dedup ids, requests and retention, then the
-remains of deleted queues, then sparse batches. Each message returned, made ready or dead-lettered, and each record
+Order of a step: leases past their deadline, then by wall time delays, dedup ids, requests, tokens and retention, then
+the remains of deleted queues, then sparse batches. Each message returned, made ready or dead-lettered, and each record
 removed, costs one of the step's limit; a long record, and a batch rewritten, more; and the bytes of messages past
 retention and of dead letters are limited. So a step takes a bounded time however much is due; what is left over is the
 next step's, and depends on nothing but the tables.

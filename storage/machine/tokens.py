@@ -100,10 +100,10 @@ def create(state: State, meta: Meta, command: CreateToken) -> tuple[TokenCreated
     before = tokens.find(command.id)
     if before is not None and _is_of(before, command):
         return TokenCreated(command.id, created=False), []
-    if (detail := _wrong(meta, command)) is not None:
-        return Refused("invalid", detail), []
     if before is not None:
         return Refused("conflict", f"there is another token {command.id}"), []
+    if (detail := wrong(command, meta.wall_ms)) is not None:
+        return Refused("invalid", detail), []
     if every.count >= TOKENS_MAX or (command.first and len(every.firsts) >= FIRSTS_MAX):
         return Refused("conflict", f"there are {TOKENS_MAX:,} tokens, or {FIRSTS_MAX} were first ones: revoke some"), []
     every.count += 1
@@ -129,21 +129,21 @@ def _is_of(token: TokenRecord, command: CreateToken) -> bool:
     return kept == (command.digest, command.name, command.namespace, command.grants, command.expires_ms)
 
 
-def _wrong(meta: Meta, command: CreateToken) -> str | None:
-    """What is wrong with the command's fields, the field first."""
-    if not _ID.fullmatch(command.id):
+def wrong(given: CreateToken | TokenRecord, now_ms: int) -> str | None:
+    """The field that is wrong, and what it should be."""
+    if not _ID.fullmatch(given.id):
         return "id: is 12 lowercase hex digits"
-    if len(command.digest) != DIGEST_BYTES:
+    if len(given.digest) != DIGEST_BYTES:
         return f"digest: is {DIGEST_BYTES} bytes"
-    if not _NAME.fullmatch(command.name):
+    if not _NAME.fullmatch(given.name):
         return "name: is 1 to 128 letters, digits, . _ or -"
-    if command.namespace != "*" and not _NAME.fullmatch(command.namespace):
+    if given.namespace != "*" and not _NAME.fullmatch(given.namespace):
         return "namespace: is a name, or * for all"
-    if not 1 <= len(command.grants) <= GRANTS_MAX:
+    if not 1 <= len(given.grants) <= GRANTS_MAX:
         return f"grants: are 1 to {GRANTS_MAX}"
-    if not all(_NAMES.fullmatch(grant.names) for grant in command.grants):
+    if not all(_NAMES.fullmatch(grant.names) for grant in given.grants):
         return "grants: their names are a name, or a prefix that ends in *"
-    if command.expires_ms is not None and not meta.wall_ms < command.expires_ms <= keys.MS_MAX:
+    if given.expires_ms is not None and not now_ms < given.expires_ms <= keys.MS_MAX:
         return "expires_ms: is a moment to come"
     return None
 
