@@ -36,8 +36,9 @@ class Tour:
         if len(others) < 2:
             _fail("it needs three nodes that run")
         through, third = others[:2]
+        how = "sends us" if self._access.token is None else "passes it"
         self._title(
-            f"{leader} leads. A message is enqueued through a follower, {through}, which sends us on to the leader:"
+            f"{leader} leads. A message is enqueued through a follower, {through}, which {how} on to the leader:"
         )
         message = self._json("POST", through, "/messages", f'{{"body": {BODY}}}', 201)["messages"][0]
         self._kill(leader)

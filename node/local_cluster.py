@@ -169,8 +169,10 @@ class LocalCluster:
     def leader(self) -> str | None:
         """The leader, when every running node names the same one and that one runs. One that waits to be added to the
         cluster is not asked."""
-        answers = [probe.cluster(self.url(node_id), access=self.access) for node_id in self.running]
-        leaders = {answer["leader"] if answer else None for answer in answers if answer is None or answer["nodes"]}
+        joining = {node.id for node in self.nodes if node.joins}
+        answers = {node_id: probe.cluster(self.url(node_id), access=self.access) for node_id in self.running}
+        waiting = {node_id for node_id, answer in answers.items() if answer and not answer["nodes"]} & joining
+        leaders = {answer["leader"] if answer else None for node, answer in answers.items() if node not in waiting}
         return next((leader for leader in leaders if len(leaders) == 1 and leader in self._processes), None)
 
     def wait_ready(self, seconds: float = 20.0) -> str:

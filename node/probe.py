@@ -68,9 +68,12 @@ def _trusting(ca_file: Path | None) -> ssl.SSLContext:
 
 
 def cluster(api_url: str, *, seconds: float = 1.0, access: Access = NO_ACCESS) -> dict[str, Any] | None:
-    """What a node says of its cluster (GET /v1/cluster), None when it does not answer."""
+    """What a node says of its cluster (GET /v1/cluster), None when it does not answer. One that waits to be added knows
+    no token, so that it says nothing to anybody: it has no nodes."""
     try:
         answer = ask("GET", f"{api_url}/v1/cluster", seconds=seconds, access=access)
+        if answer.status == 401:
+            return {"cluster_id": "", "leader": None, "term": 0, "nodes": []}
         return answer.json() if answer.status == 200 else None
     except (OSError, msgspec.DecodeError):
         return None

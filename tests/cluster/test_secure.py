@@ -1,5 +1,5 @@
 """Goal: `raftq up --secure` is a cluster like any other for who has its token, and none for anybody else.
-Method: real processes, a real token, a leader that is killed; then what is on disk and in /proc is searched for secrets."""
+Method: real processes, a real token, a leader that is killed; what is on disk and in /proc is searched for secrets."""
 
 from __future__ import annotations
 

@@ -61,11 +61,11 @@ class Node:
 
     def end(self) -> tuple[int, list[str]]:
         """The exit code and the lines of stderr, once it has ended by itself."""
-        _, said = self.process.communicate(timeout=30)
+        _, said = self.process.communicate(timeout=60)
         return self.process.returncode, said.splitlines()
 
     def wait_ready(self, url: str, access: Access = NO_ACCESS) -> None:
-        wait_until(lambda: self.process.poll() is not None or _is_ready(url, access), 20, f"{url} to be ready")
+        wait_until(lambda: self.process.poll() is not None or _is_ready(url, access), 60, f"{url} to be ready")
         assert self.process.poll() is None, self.end()
 
 
