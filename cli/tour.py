@@ -117,9 +117,10 @@ def _method_flag(method: str, body: str | None) -> str:
 
 
 def curl_flags(access: Access) -> str:
-    """What curl needs for it, the token from the environment."""
+    """What curl needs for it in bash or zsh: the token from the environment, and not by way of the command line, which
+    everybody on the machine can read."""
     ca = "" if access.ca_file is None else f" --cacert {access.ca_file}"
-    return ca if access.token is None else f'{ca} -H "Authorization: Bearer $RAFTQ_TOKEN"'
+    return ca if access.token is None else f'{ca} -H @<(echo "Authorization: Bearer $RAFTQ_TOKEN")'
 
 
 def _followed(method: str, url: str, body: str | None, access: Access) -> Answer:

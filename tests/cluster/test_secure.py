@@ -165,7 +165,7 @@ def test_a_tour_of_it_shows_no_token(up: Callable[..., Up]) -> None:
     assert "The tour is complete" in running.text
     [token] = re.findall(r"RAFTQ_TOKEN=(rq_\S+)", running.text)
     assert running.text.count(token) == 1
-    assert '-H "Authorization: Bearer $RAFTQ_TOKEN"' in running.text
+    assert '-H @<(echo "Authorization: Bearer $RAFTQ_TOKEN")' in running.text
     assert running.interrupt() == Exit.STOPPED
 
 
