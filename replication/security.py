@@ -71,8 +71,8 @@ class PeerSecurity:
         if self._tls is None:
             return None
         context = self._tls.server_context() if accepted else self._tls.client_context()
-        if context.verify_mode is not ssl.CERT_REQUIRED:
-            raise ValueError("TLS between peers must require a certificate of both sides")
+        if context.verify_mode is not ssl.CERT_REQUIRED or context.check_hostname:
+            raise ValueError("TLS between peers must require a certificate of both sides, and check no host name")
         return context
 
     def shown(self) -> str:
