@@ -23,6 +23,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from ssl import SSLContext
 from typing import Any, cast
 
 import structlog
@@ -72,6 +73,8 @@ _log = structlog.get_logger("raftq.api")
 
 #: What is still in flight when the front is closed is cut off after this.
 _CUT_SECONDS = 0.5
+#: A client that has not ended its TLS handshake by then is cut off.
+_HANDSHAKE_SECONDS = 10.0
 
 _READ = frozenset({"consistency"})
 _PAGE = _READ | {"limit", "cursor"}
@@ -544,10 +547,17 @@ class Api:
 
     # Life
 
-    async def start(self, bound: socket.socket) -> None:
-        """Listen on a bound socket and answer."""
+    async def start(self, bound: socket.socket, ssl: SSLContext | None = None) -> None:
+        """Listen on a bound socket and answer; with `ssl` by HTTPS alone."""
         self._server = _Server(self)
-        self._listener = await asyncio.get_running_loop().create_server(self._server, sock=bound, backlog=1024)
+        self.leader.secure = ssl is not None
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._server,
+            sock=bound,
+            backlog=1024,
+            ssl=ssl,
+            ssl_handshake_timeout=None if ssl is None else _HANDSHAKE_SECONDS,
+        )
 
     async def drain(self, seconds: float) -> bool:
         """Once `node.stopping` is true: wake the waiters; whether all that was in flight is answered in `seconds`."""

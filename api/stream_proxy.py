@@ -41,6 +41,7 @@ async def stream(call: Call) -> Answer:
     url = call.node.leader_url()
     if url is None or leader.FORWARDED in headers:
         raise problems.no_leader()
+    call.api.leader.check_way(call, url)
     sent = [(name, value) for name, value in headers.items() if leader.is_sent(name)]
     try:
         upstream = await call.api.leader.session().ws_connect(
@@ -51,6 +52,7 @@ async def stream(call: Call) -> Answer:
             timeout=ClientWSTimeout(ws_close=END_SECONDS),
             max_msg_size=0,
             decode_text=False,
+            ssl=call.api.leader.trust(),
         )
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         if isinstance(error, aiohttp.WSServerHandshakeError) and error.status == 401:
