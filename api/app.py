@@ -27,7 +27,7 @@ from ssl import SSLContext
 from typing import Any, cast
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from raftq.api import answer_schemas as shown
@@ -652,6 +652,8 @@ class Api:
             raise problems.stopping()
         if node.tokens_required:
             auth.identify(call, route)
+        elif hdrs.ORIGIN in call.request.headers:
+            auth.refuse_foreign(call, route)
         if mark:
             call.take_query(route.query)
         if node.tokens_required and not auth.authorize(call, route):

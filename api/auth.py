@@ -4,7 +4,8 @@ Owns the two problems `unauthorized` and `forbidden`, and what a grant covers. A
 what it names beside its path (the dead-letter queue of a queue, the target of a redrive, each operation of a
 transaction or a stream) is asked for by its handler, with `require`.
 Invariant: where the node needs tokens, nothing of a request is read, told or done before its token was found good for
-it. Who forwarded it counts for nothing. Where the node needs none, nothing is looked at.
+it. Who forwarded it counts for nothing. Where the node needs none, nothing is looked at but whether a web page of
+another origin asks.
 """
 
 from __future__ import annotations
@@ -80,6 +81,15 @@ def identify(call: Call, route: Route) -> None:
         raise unknown()
     _check_expiry(call.api, found)
     call.token = found
+
+
+def refuse_foreign(call: Call, route: Route) -> None:
+    """Where no token is needed, a browser would do here whatever any page tells it to, and over a WebSocket hand that
+    page the answers. Raises Problem 403 for a request from a page of another origin than this node's."""
+    headers = call.request.headers
+    host = headers[hdrs.ORIGIN].partition("://")[2]
+    if host != headers.get(hdrs.HOST) and not _needs_nothing(call, route):
+        raise Problem("forbidden", "It comes from a web page of another origin (Origin is not Host): use tokens.")
 
 
 def authorize(call: Call, route: Route) -> bool:

@@ -556,3 +556,23 @@ async def test_no_other_origin_is_allowed_anything(client: Client) -> None:
         reply = await client(method, "/v1/queues", headers=headers)
         assert reply.status == {"OPTIONS": 405}.get(method, reply.status)
         assert not [name for name in reply.headers if name.lower().startswith("access-control")]
+
+
+@pytest.mark.parametrize("origin", ["https://elsewhere.example", "http://127.0.0.1:1", "http://127.0.0.1", "null", ""])
+async def test_without_tokens_a_page_of_another_origin_does_nothing(serve: Serve, origin: str) -> None:
+    client = await serve()
+    headers = {"Origin": origin}
+    assert (await client("POST", "/q/jobs", data=b"x", headers=headers)).status == 403
+    assert (await client("GET", "/v1/cluster", headers=headers)).status == 403
+    assert (await client("GET", "/readyz", headers=headers)).status == 200
+    for path in ("/v1/stream", "/v1/events"):
+        with pytest.raises(aiohttp.WSServerHandshakeError, match="403"):
+            await client.session.ws_connect(client.node.url + path, origin=origin)
+    assert client.shard.index == 0
+
+
+async def test_without_tokens_the_page_of_the_node_works(serve: Serve) -> None:
+    client = await serve()
+    assert (await client("POST", "/q/jobs", data=b"x", headers={"Origin": client.node.url})).status == 201
+    socket = await client.session.ws_connect(f"{client.node.url}/v1/stream", origin=client.node.url)
+    await socket.close()
