@@ -9,6 +9,7 @@ from raftq.cli.supervisor import RESTART_SECONDS_MAX, RESTART_SECONDS_MIN, Super
 from raftq.node.cluster_file import LocalNode
 from raftq.node.exits import Exit
 from raftq.node.local_cluster import Ended
+from raftq.node.probe import NO_ACCESS
 
 
 class Cluster:
@@ -49,6 +50,8 @@ class Cluster:
 
     def keep_down(self, node: str) -> None:
         next(each for each in self.nodes if each.id == node).kept_down = True
+
+    access = NO_ACCESS
 
     def pid(self, node: str) -> int:
         return 7
