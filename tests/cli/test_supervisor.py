@@ -88,7 +88,7 @@ def scene(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Sc
     made = Scene(restart=getattr(request, "param", True))
     monkeypatch.setattr(supervisor.time, "monotonic", made.clock.monotonic)
     monkeypatch.setattr(supervisor, "say", made.said.append)
-    monkeypatch.setattr(supervisor.probe, "cluster", lambda _url, seconds: made.answer)
+    monkeypatch.setattr(supervisor.probe, "cluster", lambda _url, **_how: made.answer)
     made.supervisor = Supervisor(made.cluster, restart=made.restart, leader="n1")  # type: ignore[arg-type]
     assert made.step() == []
     return made
