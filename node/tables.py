@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from raftq.api.app import routes
+from raftq.api.auth import Need
 from raftq.api.metrics import CUT, DETAILED, FAMILIES
 from raftq.node import settings_table
 from raftq.node.exits import Exit, needs_a_person
@@ -33,8 +35,17 @@ def metrics_of_queues() -> str:
     return "\n".join(lines)
 
 
+def scopes() -> str:
+    lines = ["| needs | |", "|---|---|"]
+    for need in Need:
+        found = [f"`{route.method} {route.pattern}`" for route in routes() if route.needs is need]
+        lines.append(f"| {need.value} | {', '.join(found)} |")
+    return "\n".join(lines)
+
+
 #: File of docs/ and the mark in it -> the table.
 TABLES = {
+    ("api.md", "scopes"): scopes,
     ("configuration.md", "settings"): settings_table.markdown,
     ("operations.md", "exit codes"): exit_codes,
     ("operations.md", "metrics"): metrics,
