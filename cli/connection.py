@@ -15,6 +15,7 @@ import msgspec
 from raftq.client.calls import Patience
 from raftq.client.client import AsyncClient
 from raftq.client.errors import Busy, FileRefused, OutcomeUnknown, Refused, Unauthorized, Unavailable
+from raftq.client.names import checked_token
 from raftq.node import secure_folder
 from raftq.node.cluster_file import ClusterFile
 from raftq.node.exits import Exit, Fatal
@@ -77,13 +78,13 @@ def access() -> Access:
 
 
 def _token(file: Path | None) -> str | None:
-    if file is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
     try:
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "it is no text"
-        raise Fatal(Exit.USAGE, f"cannot read the token in {file}: {why}") from error
+        given = os.environ.get(TOKEN_VARIABLE) if file is None else file.read_bytes().decode("ascii", "replace")
+        return checked_token(given) if given or file else None
+    except OSError as error:
+        raise Fatal(Exit.USAGE, f"cannot read the token in {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise Fatal(Exit.USAGE, f"{file or TOKEN_VARIABLE}: {error}") from error
 
 
 def urls(given: str | None) -> list[str]:

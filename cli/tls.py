@@ -54,7 +54,7 @@ def dev(folder: Path, nodes: tuple[str, ...]) -> None:
 
 def _node(text: str) -> tuple[str, list[str]]:
     name, equals, hosts = text.partition("=")
-    found = [host for host in hosts.split(",") if host]
+    found = [host.strip("[]") for host in hosts.split(",") if host]
     if not equals or not found:
         raise click.UsageError(f"--node takes NODE=HOST, as n1=10.0.0.1, not {text!r}")
     if not all(_HOST.fullmatch(host) or _is_ip(host) for host in found):

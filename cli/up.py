@@ -16,6 +16,7 @@ import click
 from raftq.cli.local import data_option
 from raftq.cli.supervisor import Supervisor, say
 from raftq.cli.tour import Tour, curl_flags
+from raftq.client.names import checked_token
 from raftq.node import probe, secure_folder
 from raftq.node.cluster_file import ClusterFile
 from raftq.node.exits import Exit, Fatal
@@ -70,18 +71,24 @@ def _run(cluster: LocalCluster, data: Path, *, tour: bool, restart: bool) -> Non
     for node in cluster.nodes:
         how = f"process {node.pid}" if node.pid else f"is down: {last_line(node)}"
         click.echo(f"  {node.id}  {node.api_url}  {how}{'  leader' if node.id == leader else ''}")
-    shown = probe.NO_ACCESS
-    if cluster.secure is not None:
-        token = cluster.secure.first_token
-        shown = Access(token or os.environ.get("RAFTQ_TOKEN"), secure_folder.authority(data))
-        if token is not None:
-            _tell_token(cluster.secure, cluster.url(leader))
+    shown = probe.NO_ACCESS if cluster.secure is None else _access(cluster.secure, data, tour)
+    if cluster.secure is not None and cluster.secure.first_token is not None:
+        _tell_token(cluster.secure, cluster.url(leader))
     if tour:
-        if cluster.secure is not None and shown.token is None:
-            raise Fatal(Exit.USAGE, "the tour needs the token of this cluster: put it into RAFTQ_TOKEN")
         Tour(cluster, shown).run()
     _show_first_steps(cluster, data)
     Supervisor(cluster, restart=restart, leader=cluster.leader()).run()
+
+
+def _access(secure: SecureFolder, data: Path, tour: bool) -> Access:
+    """Of the tour, which does what the token of the supervisor may not."""
+    token = secure.first_token
+    try:
+        token = token or (checked_token(os.environ.get("RAFTQ_TOKEN", "")) if tour else None)
+    except ValueError as error:
+        line = f"the tour needs a token of this cluster that may do everything, in RAFTQ_TOKEN: {error}"
+        raise Fatal(Exit.USAGE, line) from error
+    return Access(token, secure_folder.authority(data))
 
 
 def _tell_token(secure: SecureFolder, leader: str) -> None:

@@ -9,6 +9,7 @@ from raftq.cli.supervisor import RESTART_SECONDS_MAX, RESTART_SECONDS_MIN, Super
 from raftq.node.cluster_file import LocalNode
 from raftq.node.exits import Exit
 from raftq.node.local_cluster import Ended
+from raftq.node.probe import NO_ACCESS
 
 
 class Cluster:
@@ -50,6 +51,8 @@ class Cluster:
     def keep_down(self, node: str) -> None:
         next(each for each in self.nodes if each.id == node).kept_down = True
 
+    access = NO_ACCESS
+
     def pid(self, node: str) -> int:
         return 7
 
@@ -85,7 +88,7 @@ def scene(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Sc
     made = Scene(restart=getattr(request, "param", True))
     monkeypatch.setattr(supervisor.time, "monotonic", made.clock.monotonic)
     monkeypatch.setattr(supervisor, "say", made.said.append)
-    monkeypatch.setattr(supervisor.probe, "cluster", lambda _url, seconds: made.answer)
+    monkeypatch.setattr(supervisor.probe, "cluster", lambda _url, **_how: made.answer)
     made.supervisor = Supervisor(made.cluster, restart=made.restart, leader="n1")  # type: ignore[arg-type]
     assert made.step() == []
     return made
