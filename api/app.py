@@ -18,8 +18,8 @@ It stands on the low-level `aiohttp.web.Server`: handlers are plain async functi
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,7 +27,6 @@ from typing import Any, cast
 
 import structlog
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from raftq.api import answer_schemas as shown
 from raftq.api import (
@@ -53,6 +52,7 @@ from raftq.api import (
 )
 from raftq.api.answers import Answer
 from raftq.api.call import Call
+from raftq.api.connections import Connections, HttpConnection
 from raftq.api.leader import Leader
 from raftq.api.ports import Node
 from raftq.api.problems import Problem
@@ -253,8 +253,21 @@ def routes() -> list[Route]:
         ),
         Route("DELETE", _SCHEDULE, schedules.remove, leader=True, gives={204: None}, problems=("unknown-schedule",)),
         Route("GET", "/v1/schedules", schedules.list_all, query=_PAGE | {"prefix"}, gives={200: shown.SchedulePage}),
-        Route("GET", "/v1/stream", streams.stream, gives={101: None}, problems=("no-leader", "unreachable-leader")),
-        Route("GET", "/v1/events", events.watch, query=frozenset({"prefix"}), gives={101: None}),
+        Route(
+            "GET",
+            "/v1/stream",
+            streams.stream,
+            gives={101: None},
+            problems=("no-leader", "unreachable-leader", "overloaded"),
+        ),
+        Route(
+            "GET",
+            "/v1/events",
+            events.watch,
+            query=frozenset({"prefix"}),
+            gives={101: None},
+            problems=("overloaded",),
+        ),
         Route("GET", f"{_QUEUE}/stats", stats.of_queue, query=_READ, gives={200: shown.QueueStats}),
         Route("GET", "/v1/stats", stats.of_all, query=_READ, gives={200: shown.AllStats}),
         Route("GET", "/v1/cluster", cluster.describe, gives={200: shown.Cluster}),
@@ -347,7 +360,7 @@ class Api:
         self.node = node
         self.routes = Routes(routes())
         self.waiters = Waiters(lambda queue, groups: node.shard.stale().ready(queue, groups))
-        self.leader = Leader(node.limits.wait_seconds)
+        self.leader = Leader(self)
         self.metrics = metrics.Metrics(self)
         self.oldest = stats.Oldest()
         #: Once a request that proposes: from its head until its command was handed to the shard, waits left out.
@@ -356,21 +369,21 @@ class Api:
         self.document: bytes | None = None
         #: Answers to what no route took, by status.
         self.unrouted: Counter[int] = Counter()
+        #: How often a limit turned something away or cut it off, by its setting's name.
+        self.met: Counter[str] = Counter()
         self.in_flight = 0
         #: The WebSockets.
         self.connections: set[Connection] = set()
         self.events = events.Events(self)
         self._watched: dict[web.RequestHandler, Callable[[], object]] = {}
         self._idle = asyncio.Event()
-        self._server: _Server | None = None
-        self._listener: asyncio.Server | None = None
+        self.front = Connections(self)
 
     # Life
 
-    async def start(self, bound: socket.socket) -> None:
-        """Listen on a bound socket and answer."""
-        self._server = _Server(self)
-        self._listener = await asyncio.get_running_loop().create_server(self._server, sock=bound, backlog=1024)
+    async def start(self, bound: socket.socket, ssl: ssl.SSLContext | None = None) -> None:
+        """Listen on a bound socket and answer. Raises OSError."""
+        self.front.start(bound, ssl)
 
     async def drain(self, seconds: float) -> bool:
         """Once `node.stopping` is true: wake the waiters; whether all that was in flight is answered in `seconds`."""
@@ -390,11 +403,9 @@ class Api:
     async def stop(self, seconds: float = 0.0) -> None:
         """Drain for at most `seconds`, and close the socket and the connections."""
         await self.drain(seconds)
-        if self._listener is not None:
-            self._listener.close()
-        if self._server is not None:
-            self._server.pre_shutdown()
-            await self._server.shutdown(_CUT_SECONDS)
+        self.front.close()
+        self.front.server.pre_shutdown()
+        await self.front.server.shutdown(_CUT_SECONDS)
         await self.leader.close()
         await self.oldest.close()
 
@@ -431,36 +442,41 @@ class Api:
         """Answer any request: never raises but for a connection that broke, or a handler that is cancelled."""
         call = Call(self, request)
         self.in_flight += 1
+        spare = cast("HttpConnection", request.protocol).spare
         try:
-            answer = await self._answer(call)
+            answer = await self._answer(call, spare=spare)
         except Problem as problem:
-            answer = _answered(problem)
+            answer = problem.answer()
         except ShardError as error:
-            answer = _answered(problems.of_shard(error))
+            answer = problems.of_shard(error).answer()
         except ConnectionError:
             # Whoever asked has gone: this is never sent.
             answer = Answer(status=499, close=True)
         except web.RequestPayloadError as error:
-            answer = _answered(Problem("malformed", f"The body could not be read: {error}", close=True))
+            answer = Problem("malformed", f"The body could not be read: {error}", close=True).answer()
         except Exception as error:
             if not call.gone:
                 _log.exception("a request failed", method=request.method, target=call.target[:200])
             detail = f"This is a defect of raftq ({type(error).__name__}); the node logged it."
-            answer = _answered(Problem("internal", detail, applied="unknown", close=True))
+            answer = Problem("internal", detail, applied="unknown", close=True).answer()
         finally:
             self.in_flight -= 1
             if not self.in_flight:
                 self._idle.set()
+        if spare:
+            answer.close = True
         self._count(call, answer.status)
         return answer
 
-    async def _answer(self, call: Call) -> Answer:
+    async def _answer(self, call: Call, *, spare: bool) -> Answer:
         path, mark, _ = call.target.partition("?")
         route, call.parameters = self.routes.find(call.request.method, path)
         call.route = route
         node = self.node
         if node.stopping and not route.always:
             raise problems.stopping()
+        if spare and not route.always:
+            raise self.front.full()
         if mark:
             call.take_query(route.query)
         call.negotiate()
@@ -471,42 +487,11 @@ class Api:
         except NotLeader:
             return await self.leader.forward(call, route)
 
+    def over(self, limit: str, detail: str, kind: str = "overloaded", **fields: Any) -> Problem:
+        """The limit of this setting is met: counts it, and says it."""
+        self.met[limit] += 1
+        return Problem(kind, detail, limit=limit, **fields)
+
     def _count(self, call: Call, status: int) -> None:
         counted = self.unrouted if call.route is None else call.route.answered
         counted[status] += 1
-
-
-def _answered(problem: Problem) -> Answer:
-    return Answer(problem.body(), problem.status, problems.CONTENT_TYPE, problem.headers(), problem.close)
-
-
-class _Server(web.Server):
-    """Tells the Api of connections that clients closed."""
-
-    def __init__(self, api: Api) -> None:
-        limits = api.node.limits
-        super().__init__(
-            cast("Any", api.handle),
-            access_log=None,
-            logger=_http_log(),
-            auto_decompress=False,
-            keepalive_timeout=limits.keepalive_seconds,
-            lingering_time=limits.linger_seconds,
-        )
-        self._api = api
-
-    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
-        super().connection_lost(handler, exc)
-        self._api.connection_lost(handler)
-
-
-def _http_log() -> logging.Logger:
-    """aiohttp's own, without the tracebacks of what clients sent that is no HTTP: it is answered 400."""
-    logger = logging.getLogger("raftq.api.http")
-    logger.addFilter(_is_ours)
-    return logger
-
-
-def _is_ours(record: logging.LogRecord) -> bool:
-    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-    return not isinstance(error, HttpProcessingError | ConnectionError)

@@ -7,7 +7,9 @@ no leader. What is said of its outcome is true: `applied: no` only of a read, or
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import aiohttp
@@ -19,6 +21,9 @@ from raftq.api.answers import Answer
 from raftq.api.call import FORWARD, Call
 from raftq.api.problems import Problem
 from raftq.api.routing import Route
+
+if TYPE_CHECKING:
+    from raftq.api.app import Api
 
 #: Marks a request that another node forwarded.
 FORWARDED = "Raftq-Forwarded"
@@ -61,8 +66,11 @@ _SAFE = "/?&=%:;,+!$'()*@~-._[]"
 class Leader:
     """The session to the leader is opened with the first request that is proxied."""
 
-    def __init__(self, wait_seconds: float) -> None:
-        read = wait_seconds + _SPARE_SECONDS
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        #: Requests and WebSockets that are passed on now.
+        self.forwards = 0
+        read = api.node.limits.wait_seconds + _SPARE_SECONDS
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=read)
         self._session: aiohttp.ClientSession | None = None
 
@@ -72,12 +80,25 @@ class Leader:
 
     def session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0)
+            connector = aiohttp.TCPConnector(limit=0)  # `place` limits
             self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, auto_decompress=False)
         return self._session
 
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Taken by what is passed on. Raises Problem 429."""
+        most = self._api.node.limits.forwards
+        if self.forwards >= most:
+            detail = f"This node passes {most:,} requests on to the leader already: retry, or ask the leader itself."
+            raise self._api.over("forwards_max", detail, retry_after=1)
+        self.forwards += 1
+        try:
+            yield
+        finally:
+            self.forwards -= 1
+
     async def forward(self, call: Call, route: Route) -> Answer:
-        """Raises Problem 503."""
+        """Raises Problem 429 and 503."""
         headers = call.request.headers
         url = call.node.leader_url()
         if url is None or FORWARDED in headers:
@@ -88,7 +109,11 @@ class Leader:
     async def _proxied(self, call: Call, route: Route, url: str) -> Answer:
         limits = call.node.limits
         body = await call.read(limits.batch_bytes if route.large else limits.request_bytes)
-        sent = asyncio.ensure_future(self._send(call, route, url, body))
+        with self.place():
+            return await self._watched(call, asyncio.ensure_future(self._send(call, route, url, body)))
+
+    async def _watched(self, call: Call, sent: asyncio.Future[Answer]) -> Answer:
+        """Until the client goes."""
         with call.api.watch(call.request, sent.cancel):
             try:
                 return await sent
