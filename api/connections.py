@@ -325,7 +325,7 @@ class HttpConnection(web.RequestHandler):
         limits = self._connections.limits
         match error:
             case LineTooLong(args=(_, limits.field_bytes, _)):
-                return self._over("field_bytes_max", f"A header takes {limits.field_bytes:,} bytes, its name included")
+                return self._over("field_bytes_max", f"A header takes {limits.field_bytes:,} bytes")
             case LineTooLong():
                 detail = f"A target takes {limits.target_bytes:,} bytes"
                 return self._over("target_bytes_max", detail, "target-too-long")

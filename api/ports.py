@@ -24,7 +24,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     #: Messages of one lease, receipts of one ack, nack, release or extend.
     lease_messages: int = 1000
     wait_seconds: float = 60.0
-    #: Of one request's head: its target, one header with its name, how many of these, and all together.
+    #: Of one request's head: its target, the value of one header, how many headers, and all together.
     target_bytes: int = 8 * 1024
     field_bytes: int = 16 * 1024
     fields: int = 100

@@ -107,7 +107,7 @@ class Config(Struct, frozen=True, kw_only=True):
         Count, about("The most requests and WebSockets that are passed on to the leader at once.")
     ] = 4_000
     target_bytes_max: Annotated[Size, about("The longest target, path and query, of a request.")] = ByteCount(8 << 10)
-    field_bytes_max: Annotated[Size, about("The longest header, its name included.")] = ByteCount(16 << 10)
+    field_bytes_max: Annotated[Size, about("The longest value of a header.")] = ByteCount(16 << 10)
     fields_max: Annotated[Count, about("The most headers of a request.")] = 100
     head_bytes_max: Annotated[Size, about("The target and all headers of a request together.")] = ByteCount(32 << 10)
     head_seconds_max: Annotated[
