@@ -152,6 +152,7 @@ def test_what_is_required_is_asked_for(name: str) -> None:
         ({"election_ms_min": "100"}, "3 times"),
         ({"batch_bytes_max": "1000"}, "body_bytes_max"),
         ({"batch_bytes_max": "1GiB"}, "32MiB"),
+        ({"head_bytes_max": "100"}, "must be 512 or more"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(given: dict[str, str], words: str) -> None:
