@@ -143,6 +143,8 @@ class Connections:
             if not connection.made:
                 accepted.close()
                 self._forget(connection)
+            if isinstance(error, ConnectionAbortedError):  # the handshake took too long
+                self.api.met["head_seconds_max"] += 1
             if not isinstance(error, OSError):
                 raise
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import errno
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from raftq.api import connections
 from raftq.api.connections import SPARE, SPARE_LOCAL
 from raftq.api.metrics import LIMITS
 from raftq.api.ports import Limits
 from tests.api.conftest import Client, Serve
+from tests.api.shard import LocalNode
 from tests.api.test_leases import until
 
 GET = b"GET /v1/queues HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -472,6 +480,83 @@ async def test_requests_behind_one_that_takes_long_are_not_all_read(client: Clie
     await client.enqueue("a")
     assert (await raw.answer()).status == 200
     assert [(await raw.answer()).status for _ in range(100)] == [201] * 100
+
+
+# TLS
+
+
+def contexts(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Of a server, and of a client that trusts it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = made.public_bytes(serialization.Encoding.PEM)
+    form = serialization.PrivateFormat.PKCS8
+    own = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+    (folder / "both.pem").write_bytes(pem + own)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(folder / "both.pem")
+    return server, ssl.create_default_context(cadata=pem.decode())
+
+
+Secure = Callable[[Limits], Awaitable[tuple[LocalNode, Callable[..., Awaitable[Raw]]]]]
+
+
+@pytest.fixture
+async def secure(tmp_path: Path) -> AsyncIterator[Secure]:
+    """Starts a node that speaks TLS; what it gives connects to it, with TLS or without."""
+    server, trusting = contexts(tmp_path)
+    nodes: list[LocalNode] = []
+    opened: list[Raw] = []
+
+    async def start(limits: Limits) -> tuple[LocalNode, Callable[..., Awaitable[Raw]]]:
+        bound = socket.create_server(("127.0.0.1", 0))
+        address = bound.getsockname()
+        nodes.append(LocalNode(limits=limits))
+        await nodes[-1].api.start(bound, server)
+
+        async def connect(*, tls: bool) -> Raw:
+            opened.append(Raw(*await asyncio.open_connection(*address, ssl=trusting if tls else None)))
+            return opened[-1]
+
+        return nodes[-1], connect
+
+    yield start
+    for raw in opened:
+        raw.writer.close()
+    for node in nodes:
+        await until(lambda node=node: not node.api.front.open)
+        await node.api.stop()
+
+
+async def test_a_tls_handshake_that_does_not_end_is_cut(secure: Secure) -> None:
+    node, connect = await secure(Limits(head_seconds=0.1))
+    assert await (await connect(tls=False)).rest() == b""
+    assert node.api.met == {"head_seconds_max": 1}
+    assert node.api.front.open == 0
+
+
+async def test_who_speaks_no_tls_takes_no_place(secure: Secure) -> None:
+    node, connect = await secure(Limits(connections_per_client=1))
+    plain = await connect(tls=False)
+    plain.writer.write(GET)
+    assert b"HTTP" not in await plain.rest()
+    await until(lambda: not node.api.front.open)
+    assert (await (await connect(tls=True)).ask(GET)).status == 200
+    # Nobody is told so in plain text where TLS is spoken.
+    assert await (await connect(tls=False)).rest() == b""
+    assert node.api.met == {"connections_per_client_max": 1}
 
 
 # Waits, WebSockets, what is passed on
