@@ -70,6 +70,8 @@ class Connections:
         self._beginning: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._bound: socket.socket | None = None
+        #: The last one could not be accepted, and that is logged.
+        self._short = False
         self._ssl: ssl.SSLContext | None = None
 
     # Life
@@ -109,15 +111,18 @@ class Connections:
                 continue  # it has gone already
             except OSError as error:
                 # Out of descriptors, as a rule. Those who wait keep their place: it is asked again in a moment.
-                _log.warning("no connection can be accepted", reason=error.strerror)
+                if not self._short:
+                    _log.warning("no connection can be accepted", reason=error.strerror)
+                self._short = True
                 self._loop.remove_reader(self._bound)
                 self._loop.call_later(_PAUSE_SECONDS, self._listen)
                 return
+            self._short = False
             self._take(accepted, address[0])
 
     def _take(self, accepted: socket.socket, host: str) -> None:
         limits = self.limits
-        most = limits.connections + SPARE + (SPARE_LOCAL if ipaddress.ip_address(host).is_loopback else 0)
+        most = limits.connections + SPARE + (SPARE_LOCAL if _address(host).is_loopback else 0)
         client = _client(host) if limits.connections_per_client else ""
         if self.open >= most:
             self._turn_away(accepted, self.full())
@@ -343,10 +348,14 @@ class HttpConnection(web.RequestHandler):
 
 def _client(host: str) -> str:
     """Whom a connection counts for: of IPv6 addresses a client has 2^64."""
+    address = _address(host)
+    return str(address if address.version == 4 else ipaddress.IPv6Network((address, 64), strict=False))
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     address = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(address, ipaddress.IPv4Address):
-        return host
-    return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
+    mapped = None if isinstance(address, ipaddress.IPv4Address) else address.ipv4_mapped
+    return mapped or address
 
 
 def _as_bytes(problem: Problem) -> bytes:
