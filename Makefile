@@ -1,7 +1,7 @@
 # What a developer does, by name. `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format types contracts bench failover steady catchup stream scale stalls filecopy compared deadletters power rolling simulate teeth ci-cluster docs clean
+.PHONY: help setup run test lint format types contracts bench failover steady catchup stream scale crowd stalls filecopy compared deadletters power rolling simulate teeth ci-cluster docs clean
 
 DATA ?= data
 MINUTES ?= 10
@@ -62,6 +62,9 @@ stream: setup ## Measure enqueues on one WebSocket beside single POSTs
 
 scale: setup ## Measure MESSAGES=1000000 in one queue, QUEUES=100000, and acks in no order
 	.venv/bin/python -m raftq.bench scale --data $(DATA) $(if $(MESSAGES),--messages $(MESSAGES)) $(if $(QUEUES),--queues $(QUEUES))
+
+crowd: setup ## Measure CONNECTIONS=10000 idle and POLLS=5000 long polls on one node
+	.venv/bin/python -m raftq.bench crowd --data $(DATA) $(if $(CONNECTIONS),--connections $(CONNECTIONS)) $(if $(POLLS),--polls $(POLLS))
 
 filecopy: setup ## A file of LINES=100000 through a cluster whose leader is killed every 5 seconds
 	.venv/bin/python -m tests.cluster.filecopy $(if $(LINES),--lines $(LINES))

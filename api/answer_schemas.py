@@ -501,6 +501,8 @@ class ProblemShown(msgspec.Struct):
     applied: Literal["no", "unknown"]
     #: Names what is wrong, as in `messages[3].priority`.
     field: str | UnsetType = UNSET
+    #: The setting of the node whose limit was met.
+    limit: str | UnsetType = UNSET
 
 
 TEXT = "text/plain"

@@ -45,7 +45,11 @@ class Answer:
     async def write_eof(self) -> None:
         request = self._request
         head = self._head(len(self.body))
-        await request.writer.write(head if request.method == "HEAD" else head + self.body)
+        writer = request.writer
+        await writer.write(head if request.method == "HEAD" else head + self.body)
+        # aiohttp waits for none but large answers; small ones, asked for and not read, would pile up.
+        if request.protocol.writing_paused:
+            await writer.drain()
 
     def _head(self, body_bytes: int) -> bytes:
         plain = self.keep_alive and not self.headers and self._request.version != HttpVersion10

@@ -18,7 +18,6 @@ It stands on the low-level `aiohttp.web.Server`: handlers are plain async functi
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +27,6 @@ from typing import Any, cast
 
 import structlog
 from aiohttp import hdrs, web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from raftq.api import answer_schemas as shown
 from raftq.api import (
@@ -59,6 +57,7 @@ from raftq.api import (
 from raftq.api.answers import Answer
 from raftq.api.auth import Need
 from raftq.api.call import Call
+from raftq.api.connections import Connections, HttpConnection
 from raftq.api.leader import Leader
 from raftq.api.ports import Node
 from raftq.api.problems import Problem
@@ -73,8 +72,6 @@ _log = structlog.get_logger("raftq.api")
 
 #: What is still in flight when the front is closed is cut off after this.
 _CUT_SECONDS = 0.5
-#: A client that has not ended its TLS handshake by then is cut off.
-_HANDSHAKE_SECONDS = 10.0
 
 _READ = frozenset({"consistency"})
 _PAGE = _READ | {"limit", "cursor"}
@@ -383,9 +380,17 @@ def routes() -> list[Route]:
             Need.EACH,
             relayed=True,
             gives={101: None},
-            problems=("no-leader", "unreachable-leader"),
+            problems=("no-leader", "unreachable-leader", "overloaded"),
         ),
-        Route("GET", "/v1/events", events.watch, Need.EACH, query=frozenset({"prefix"}), gives={101: None}),
+        Route(
+            "GET",
+            "/v1/events",
+            events.watch,
+            Need.EACH,
+            query=frozenset({"prefix"}),
+            gives={101: None},
+            problems=("overloaded",),
+        ),
         Route("GET", f"{_QUEUE}/stats", stats.of_queue, Need.ANY, query=_READ, gives={200: shown.QueueStats}),
         Route("GET", "/v1/stats", stats.of_all, Need.SUMS, query=_READ, gives={200: shown.AllStats}),
         Route("GET", "/v1/cluster", cluster.describe, Need.TOKEN, gives={200: shown.Cluster}),
@@ -523,7 +528,7 @@ class Api:
         self.node = node
         self.routes = Routes(routes())
         self.waiters = Waiters(lambda queue, groups: node.shard.stale().ready(queue, groups))
-        self.leader = Leader(node.limits.wait_seconds)
+        self.leader = Leader(self)
         self.metrics = metrics.Metrics(self)
         self.oldest = stats.Oldest()
         #: Once a request that proposes: from its head until its command was handed to the shard, waits left out.
@@ -532,6 +537,8 @@ class Api:
         self.document: bytes | None = None
         #: Answers to what no route took, by status.
         self.unrouted: Counter[int] = Counter()
+        #: How often a limit turned something away or cut it off, by its setting's name.
+        self.met: Counter[str] = Counter()
         self.in_flight = 0
         #: The WebSockets.
         self.connections: set[Connection] = set()
@@ -542,22 +549,14 @@ class Api:
         self.events = events.Events(self)
         self._watched: dict[web.RequestHandler, Callable[[], object]] = {}
         self._idle = asyncio.Event()
-        self._server: _Server | None = None
-        self._listener: asyncio.Server | None = None
+        self.front = Connections(self)
 
     # Life
 
     async def start(self, bound: socket.socket, ssl: SSLContext | None = None) -> None:
-        """Listen on a bound socket and answer; with `ssl` by HTTPS alone."""
-        self._server = _Server(self)
+        """Listen on a bound socket and answer; with `ssl` by HTTPS alone. Raises OSError."""
         self.leader.secure = ssl is not None
-        self._listener = await asyncio.get_running_loop().create_server(
-            self._server,
-            sock=bound,
-            backlog=1024,
-            ssl=ssl,
-            ssl_handshake_timeout=None if ssl is None else _HANDSHAKE_SECONDS,
-        )
+        self.front.start(bound, ssl)
 
     async def drain(self, seconds: float) -> bool:
         """Once `node.stopping` is true: wake the waiters; whether all that was in flight is answered in `seconds`."""
@@ -577,11 +576,9 @@ class Api:
     async def stop(self, seconds: float = 0.0) -> None:
         """Drain for at most `seconds`, and close the socket and the connections."""
         await self.drain(seconds)
-        if self._listener is not None:
-            self._listener.close()
-        if self._server is not None:
-            self._server.pre_shutdown()
-            await self._server.shutdown(_CUT_SECONDS)
+        self.front.close()
+        self.front.server.pre_shutdown()
+        await self.front.server.shutdown(_CUT_SECONDS)
         await self.leader.close()
         await self.oldest.close()
         self.audit.close()
@@ -619,30 +616,33 @@ class Api:
         """Answer any request: never raises but for a connection that broke, or a handler that is cancelled."""
         call = Call(self, request)
         self.in_flight += 1
+        spare = cast("HttpConnection", request.protocol).spare
         try:
-            answer = await self._answer(call)
+            answer = await self._answer(call, spare=spare)
         except Problem as problem:
-            answer = _answered(problem)
+            answer = problem.answer()
         except ShardError as error:
-            answer = _answered(problems.of_shard(error))
+            answer = problems.of_shard(error).answer()
         except ConnectionError:
             # Whoever asked has gone: this is never sent.
             answer = Answer(status=499, close=True)
         except web.RequestPayloadError as error:
-            answer = _answered(Problem("malformed", f"The body could not be read: {error}", close=True))
+            answer = Problem("malformed", f"The body could not be read: {error}", close=True).answer()
         except Exception as error:
             if not call.gone:
                 _log.exception("a request failed", method=request.method, target=token.redacted(call.target[:200]))
             detail = f"This is a defect of raftq ({type(error).__name__}); the node logged it."
-            answer = _answered(Problem("internal", detail, applied="unknown", close=True))
+            answer = Problem("internal", detail, applied="unknown", close=True).answer()
         finally:
             self.in_flight -= 1
             if not self.in_flight:
                 self._idle.set()
+        if spare:
+            answer.close = True
         self._count(call, answer.status)
         return answer
 
-    async def _answer(self, call: Call) -> Answer:
+    async def _answer(self, call: Call, *, spare: bool) -> Answer:
         path, mark, _ = call.target.partition("?")
         route, call.parameters = self.routes.find(call.request.method, path)
         call.route = route
@@ -650,6 +650,8 @@ class Api:
         call.negotiate()
         if node.stopping and not route.always:
             raise problems.stopping()
+        if spare and not route.always:
+            raise self.front.full()
         if node.tokens_required:
             auth.identify(call, route)
         elif hdrs.ORIGIN in call.request.headers:
@@ -670,45 +672,14 @@ class Api:
         call.sent_on = True
         return answer
 
+    def over(self, limit: str, detail: str, kind: str = "overloaded", **fields: Any) -> Problem:
+        """The limit of this setting is met: counts it, and says it."""
+        self.met[limit] += 1
+        return Problem(kind, detail, limit=limit, **fields)
+
     def _count(self, call: Call, status: int) -> None:
         route = call.route
         counted = self.unrouted if route is None else route.answered
         counted[status] += 1
         if not call.sent_on and (status in audit.REFUSALS or (route is not None and route.audited)):
             self.audit.tell(call, status)
-
-
-def _answered(problem: Problem) -> Answer:
-    return Answer(problem.body(), problem.status, problems.CONTENT_TYPE, problem.headers(), problem.close)
-
-
-class _Server(web.Server):
-    """Tells the Api of connections that clients closed."""
-
-    def __init__(self, api: Api) -> None:
-        limits = api.node.limits
-        super().__init__(
-            cast("Any", api.handle),
-            access_log=None,
-            logger=_http_log(),
-            auto_decompress=False,
-            keepalive_timeout=limits.keepalive_seconds,
-            lingering_time=limits.linger_seconds,
-        )
-        self._api = api
-
-    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
-        super().connection_lost(handler, exc)
-        self._api.connection_lost(handler)
-
-
-def _http_log() -> logging.Logger:
-    """aiohttp's own, without the tracebacks of what clients sent that is no HTTP: it is answered 400."""
-    logger = logging.getLogger("raftq.api.http")
-    logger.addFilter(_is_ours)
-    return logger
-
-
-def _is_ours(record: logging.LogRecord) -> bool:
-    error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-    return not isinstance(error, HttpProcessingError | ConnectionError)

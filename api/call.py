@@ -153,7 +153,8 @@ class Call:
                     if len(body) > bytes_max:
                         raise _too_large(bytes_max)
         except TimeoutError as error:
-            raise Problem("timeout", "The body did not arrive in time: send it at once.", close=True) from error
+            detail = "The body did not arrive in time: send it at once."
+            raise self.api.over("body_seconds_max", detail, "timeout", close=True) from error
         return bytes(body)
 
     async def _invite(self) -> None:

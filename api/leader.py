@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
-from typing import Literal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 import aiohttp
@@ -21,6 +22,9 @@ from raftq.api.answers import Answer
 from raftq.api.call import FORWARD, Call
 from raftq.api.problems import Problem
 from raftq.api.routing import Route
+
+if TYPE_CHECKING:
+    from raftq.api.app import Api
 
 #: Marks a request that another node forwarded.
 FORWARDED = "Raftq-Forwarded"
@@ -63,8 +67,11 @@ _SAFE = "/?&=%:;,+!$'()*@~-._[]"
 class Leader:
     """The session to the leader is opened with the first request that is proxied."""
 
-    def __init__(self, wait_seconds: float) -> None:
-        read = wait_seconds + _SPARE_SECONDS
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        #: Requests and WebSockets that are passed on now.
+        self.forwards = 0
+        read = api.node.limits.wait_seconds + _SPARE_SECONDS
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=read)
         #: How to trust a leader at https, asked for every request; None: as the system does.
         self.ssl: Callable[[], ssl.SSLContext] | None = None
@@ -78,7 +85,7 @@ class Leader:
 
     def session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0)
+            connector = aiohttp.TCPConnector(limit=0)  # `place` limits
             self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, auto_decompress=False)
         return self._session
 
@@ -92,8 +99,21 @@ class Leader:
             detail = f"The leader at {url} has no TLS yet, and a token is not sent there from here. Retry."
             raise Problem("unreachable-leader", detail, retry_after=1)
 
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Taken by what is passed on. Raises Problem 429."""
+        most = self._api.node.limits.forwards
+        if self.forwards >= most:
+            detail = f"This node passes {most:,} requests on to the leader already: retry, or ask the leader itself."
+            raise self._api.over("forwards_max", detail, retry_after=1)
+        self.forwards += 1
+        try:
+            yield
+        finally:
+            self.forwards -= 1
+
     async def forward(self, call: Call, route: Route) -> Answer:
-        """Raises Problem 503."""
+        """Raises Problem 429 and 503."""
         headers = call.request.headers
         url = call.node.leader_url()
         if url is None or FORWARDED in headers:
@@ -105,7 +125,11 @@ class Leader:
         self.check_way(call, url)
         limits = call.node.limits
         body = await call.read(limits.batch_bytes if route.large else limits.request_bytes)
-        sent = asyncio.ensure_future(self._send(call, route, url, body))
+        with self.place():
+            return await self._watched(call, asyncio.ensure_future(self._send(call, route, url, body)))
+
+    async def _watched(self, call: Call, sent: asyncio.Future[Answer]) -> Answer:
+        """Until the client goes."""
         with call.api.watch(call.request, sent.cancel):
             try:
                 return await sent

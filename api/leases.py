@@ -54,7 +54,12 @@ async def take(call: Call, command: commands.Lease, wait_seconds: float) -> Comm
         committed = await _grant(call, command)
         if committed.reply.ranges or not wait_seconds:
             return committed
-    waiter, call.came = Waiter(command.groups), 0.0
+    most = call.node.limits.waits
+    if wait_seconds and call.api.waiters.polls >= most:
+        # An empty answer at once would be asked for again at once.
+        detail = f"There is no message now, and {most:,} leases wait already: retry, or do not wait."
+        raise call.api.over("waits_max", detail, retry_after=1)
+    waiter, call.came = call.api.waiters.begin(command.groups), 0.0
     with call.watch(waiter.abandon):
         try:
             return await _poll(call, command, waiter, wait_seconds)

@@ -49,6 +49,23 @@ class Scrape(NamedTuple):
     oldest_seconds: float | None
 
 
+#: The settings whose limits are counted when they are met.
+LIMITS = (
+    "connections_max",
+    "connections_per_client_max",
+    "streams_max",
+    "waits_max",
+    "forwards_max",
+    "target_bytes_max",
+    "field_bytes_max",
+    "fields_max",
+    "head_bytes_max",
+    "head_seconds_max",
+    "body_seconds_max",
+    "write_seconds_max",
+    "idle_seconds_max",
+)
+
 #: (values of the labels, value)
 Sample = tuple[tuple[str, ...], Any]
 
@@ -134,6 +151,10 @@ def _requests(scrape: Scrape) -> Iterator[Sample]:
         yield ("", "", str(status)), count
 
 
+def _met(scrape: Scrape) -> Iterator[Sample]:
+    return (((limit,), scrape.api.met[limit]) for limit in LIMITS)
+
+
 def _offset(scrape: Scrape) -> float | None:
     offset_ms = scrape.status.clock_offset_ms
     return None if offset_ms is None else offset_ms / 1000
@@ -188,6 +209,13 @@ def _of_node() -> Iterator[Family]:
     yield Family("raftq_stream_forbidden_total", "counter", text, _one(lambda s: s.api.forbidden))
     yield _gauge("raftq_requests_in_flight", "Requests being answered.", lambda s: s.api.in_flight)
     yield _gauge("raftq_waiters", "Leases that wait for a message.", lambda s: s.api.waiters.waiting())
+    yield _gauge("raftq_connections", "Connections of clients.", lambda s: s.api.front.open)
+    text = "Connections that may be: `connections_max`, or less where fewer files may be open."
+    yield _gauge("raftq_connections_limit", text, lambda s: s.api.node.limits.connections)
+    yield _gauge("raftq_streams", "WebSockets.", lambda s: len(s.api.connections))
+    yield _gauge("raftq_forwards", "Requests and WebSockets passed on to the leader.", lambda s: s.api.leader.forwards)
+    text = "What a limit refused or cut off, by its setting."
+    yield Family("raftq_limits_met_total", "counter", text, _met, ("limit",))
     text = (
         "parse: a request, from its head until its command is handed over. wait: an entry, how long the first of its "
     )

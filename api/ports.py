@@ -24,12 +24,28 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     #: Messages of one lease, receipts of one ack, nack, release or extend.
     lease_messages: int = 1000
     wait_seconds: float = 60.0
-    #: How long a request's body may take to arrive.
+    #: Of one request's head: its target, the value of one header, how many headers, and all together.
+    target_bytes: int = 8 * 1024
+    field_bytes: int = 16 * 1024
+    fields: int = 100
+    head_bytes: int = 32 * 1024
+    #: How long a request's head may take to arrive, counted from its first byte, the first one's from the connection
+    #: on; and then its body.
+    head_seconds: float = 10.0
     read_seconds: float = 60.0
+    #: How long a client may read nothing of what is there for it.
+    write_seconds: float = 60.0
     #: How long what is left of a refused body is taken in, so that its sender reads the answer.
     linger_seconds: float = 2.0
     #: How long a connection may stay idle.
     keepalive_seconds: float = 300.0
+    #: At once: connections; those of one address, 0: no limit; leases that wait; WebSockets; and what is passed on to
+    #: the leader, a connection each.
+    connections: int = 20_000
+    connections_per_client: int = 0
+    waits: int = 10_000
+    streams: int = 2_000
+    forwards: int = 4_000
 
 
 class Measure(NamedTuple):

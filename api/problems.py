@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from raftq.api import token
+from raftq.api.answers import Answer
 from raftq.replication import shard
 
 #: Problem types are stable; documents stand at these addresses.
@@ -42,15 +43,18 @@ KINDS = {
     "transaction-refused": (409, "An operation of the transaction cannot be done"),
     "gone": (410, "The lease has passed, or the message was settled"),
     "too-large": (413, "The request is over a limit"),
+    "target-too-long": (414, "The target of the request is too long"),
     "unsupported-media-type": (415, "This content type is not understood"),
     "expectation-failed": (417, "This expectation cannot be met"),
     "invalid": (422, "A field of the request is invalid"),
     "overloaded": (429, "Too much is waiting"),
     "queue-full": (429, "The queue is full"),
+    "headers-too-large": (431, "The head of the request is over a limit"),
     "internal": (500, "The node failed on this request"),
     "no-leader": (503, "The cluster has no leader now"),
     "outcome-unknown": (503, "It is not known whether the request took effect"),
     "stopping": (503, "The node is stopping"),
+    "too-many-connections": (503, "The node takes no more connections"),
     "change-underway": (503, "Another change of the members is on its way"),
     "unreachable-leader": (503, "The leader could not be reached"),
     "disk-reserve": (507, "A node's disk is almost full"),
@@ -94,6 +98,9 @@ class Problem(Exception):
             "detail": _clean(self.detail),
             "applied": self.applied,
         } | {name: _clean(value) if isinstance(value, str) else value for name, value in self.fields.items()}
+
+    def answer(self) -> Answer:
+        return Answer(self.body(), self.status, CONTENT_TYPE, self.headers(), self.close)
 
     def headers(self) -> list[tuple[str, str]]:
         headers = []

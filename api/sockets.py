@@ -53,7 +53,10 @@ def protocol_of(call: Call) -> str:
 
 
 def check_upgrade(call: Call) -> None:
-    """Raises Problem 400."""
+    """Raises Problem 400, and 429 when there are as many WebSockets as may be."""
+    most = call.node.limits.streams
+    if len(call.api.connections) >= most:
+        raise call.api.over("streams_max", f"The node has {most:,} WebSockets, and takes no more.", retry_after=1)
     if not web.WebSocketResponse(protocols=FORMATS).can_prepare(call.request):
         raise Problem("malformed", "This is a WebSocket (version 13): connect with a client for those, as websocat.")
 

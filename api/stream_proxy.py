@@ -34,7 +34,7 @@ _PASSED_ON = frozenset(
 
 
 async def stream(call: Call) -> Answer:
-    """Raises Problem 400, 401 and 503."""
+    """Raises Problem 400, 401, 429 and 503."""
     sockets.check_upgrade(call)
     protocol = sockets.protocol_of(call)
     headers = call.request.headers
@@ -42,6 +42,14 @@ async def stream(call: Call) -> Answer:
     if url is None or leader.FORWARDED in headers:
         raise problems.no_leader()
     call.api.leader.check_way(call, url)
+    with call.api.leader.place():
+        await _proxied(call, url, protocol)
+    return Upgraded()
+
+
+async def _proxied(call: Call, url: str, protocol: str) -> None:
+    """Raises Problem 429 and 503."""
+    headers = call.request.headers
     sent = [(name, value) for name, value in headers.items() if leader.is_sent(name)]
     try:
         upstream = await call.api.leader.session().ws_connect(
@@ -65,7 +73,6 @@ async def stream(call: Call) -> Answer:
         await proxied.serve()
     finally:
         await upstream.close()
-    return Upgraded()
 
 
 class _Operation(msgspec.Struct, gc=False):

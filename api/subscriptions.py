@@ -143,6 +143,10 @@ class Subscriptions:
                     await self._turn(subscription)
                 except (Overloaded, OutcomeUnknown) as error:
                     await subscription.wait(problems.of_shard(error).retry_after or 1)
+                except Problem as full:
+                    if full.kind != "overloaded":
+                        raise
+                    await subscription.wait(full.retry_after or 1)
         except ConnectionError:
             pass  # it has ended
         except Exception as error:

@@ -63,6 +63,12 @@ class Waiters:
         self._ready = ready
         self._lines: dict[str, _Line] = {}
         self._closed = False
+        #: From `begin` to `leave`.
+        self.polls = 0
+
+    def begin(self, groups: list[str] | None) -> Waiter:
+        self.polls += 1
+        return Waiter(groups)
 
     def on_effects(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
@@ -117,6 +123,7 @@ class Waiters:
 
     def leave(self, queue: str, waiter: Waiter) -> None:
         """`waiter` was answered. What it left ready wakes the next."""
+        self.polls -= 1
         line = self._lines.get(queue)
         if line is None or not waiter.woken:
             return

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raftq.bench import catchup, cluster, failover, load, measure, page, scale, scenarios, stalls, steady, stream
+from raftq.bench import catchup, cluster, crowd, failover, load, measure, page, scale, scenarios, stalls, steady, stream
 from raftq.bench.bars import Bar
 from raftq.bench.report import Report, save
 
@@ -78,6 +78,13 @@ def measured_stalls(options: argparse.Namespace) -> Measured:
     return outcome, bars, stalls.body(outcome)
 
 
+def measured_crowd(options: argparse.Namespace) -> Measured:
+    outcome, bars = crowd.run(
+        options.data, connections=options.connections, polls=options.polls, seconds=options.seconds, say=say
+    )
+    return outcome, bars, crowd.body(outcome)
+
+
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -103,6 +110,10 @@ def parser() -> argparse.ArgumentParser:
     six.add_argument("--queues", type=int, default=100_000, help="of 10 messages each")
     seven = _command(commands, "stalls", "the dearest entries, applied by one node", measured_stalls)
     seven.add_argument("--messages", type=int, default=200_000, help="in one queue")
+    eight = _command(commands, "crowd", "idle connections and long polls by the thousand", measured_crowd)
+    eight.add_argument("--connections", type=int, default=10_000, help="that are idle")
+    eight.add_argument("--polls", type=int, default=5_000)
+    eight.add_argument("--seconds", type=int, default=5, help="of each measurement")
     return top
 
 
@@ -120,7 +131,7 @@ def command(options: argparse.Namespace) -> str:
     """What made these figures, to be typed again."""
     values = {
         name: getattr(options, name)
-        for name in ("messages", "queues", "seconds", "rounds", "minutes")
+        for name in ("messages", "queues", "connections", "polls", "seconds", "rounds", "minutes")
         if hasattr(options, name)
     }
     flags = " ".join(f"--{name} {value}" for name, value in values.items())

@@ -15,6 +15,8 @@ from raftq.node import addresses
 
 #: A request is replicated in one piece, well within what peers take as one (`replication.wire`).
 BATCH_BYTES_LIMIT = 32 << 20
+#: No client could say what it wants in less.
+HEAD_BYTES_LEAST = 512
 
 
 class ByteCount(int):
@@ -33,6 +35,9 @@ Folder = Annotated[Path, Meta(title="folder")]
 Size = Annotated[ByteCount, Meta(title="bytes, or 256MiB")]
 Milliseconds = Annotated[int, Meta(ge=5, le=600_000, title="milliseconds, 5 to 600000")]
 Seconds = Annotated[float, Meta(ge=0, le=3600, title="seconds, 0 to 3600")]
+Duration = Annotated[float, Meta(ge=0.01, le=3600, title="seconds, 0.01 to 3600")]
+Count = Annotated[int, Meta(ge=1, le=1_000_000, title="a number, 1 to 1000000")]
+CountOrNone = Annotated[int, Meta(ge=0, le=1_000_000, title="a number, 0 to 1000000")]
 OptionalAddress = Annotated[str, Meta(pattern=f"{addresses.PATTERN}|^$", title="host:port")]
 OptionalUrl = Annotated[str, Meta(pattern=r"^https?://[^\s/]+$|^$", title="URL")]
 OptionalFile = Annotated[str, Meta(pattern=r"^[^\x00]*$", title="file")]
@@ -107,6 +112,39 @@ class Config(Struct, frozen=True, kw_only=True):
     ] = 1000
     batch_bytes_max: Annotated[Size, about("The largest request; at most 32MiB.")] = ByteCount(8 << 20)
     wait_seconds_max: Annotated[Seconds, about("The longest that a lease may wait for a message.")] = 60.0
+    connections_max: Annotated[
+        Count,
+        about(
+            "The most connections of clients; fewer where too few files may be open. Some more are let in, to be told "
+            "of the node's health alone."
+        ),
+    ] = 20_000
+    connections_per_client_max: Annotated[
+        CountOrNone,
+        about(
+            "The most connections of one address, of IPv6 of one /64. 0: no limit, as it must be where clients come "
+            "through one proxy."
+        ),
+    ] = 0
+    streams_max: Annotated[Count, about("The most WebSockets.")] = 2_000
+    waits_max: Annotated[Count, about("The most leases that wait for a message, those of WebSockets included.")] = (
+        10_000
+    )
+    forwards_max: Annotated[
+        Count, about("The most requests and WebSockets that are passed on to the leader at once.")
+    ] = 4_000
+    target_bytes_max: Annotated[Size, about("The longest target, path and query, of a request.")] = ByteCount(8 << 10)
+    field_bytes_max: Annotated[Size, about("The longest value of a header.")] = ByteCount(16 << 10)
+    fields_max: Annotated[Count, about("The most headers of a request.")] = 100
+    head_bytes_max: Annotated[Size, about("The target and all headers of a request together.")] = ByteCount(32 << 10)
+    head_seconds_max: Annotated[
+        Duration, about("The head of a request arrives within this time of its first byte; the first, of connecting.")
+    ] = 10.0
+    body_seconds_max: Annotated[Duration, about("The body of a request arrives within this time.")] = 60.0
+    write_seconds_max: Annotated[
+        Duration, about("A client that reads nothing of its answer for this time is cut off (Linux).")
+    ] = 60.0
+    idle_seconds_max: Annotated[Duration, about("A connection without a request is closed after this time.")] = 300.0
     stop_seconds_max: Annotated[
         Seconds, about("A stop answers what is in flight and hands leadership over within this time.")
     ] = 10.0
@@ -177,6 +215,9 @@ def _wrong_amounts(config: Config) -> str | None:
         )
     if config.batch_bytes_max < config.body_bytes_max:
         return f"batch_bytes_max, {config.batch_bytes_max}, must be body_bytes_max, {config.body_bytes_max}, or more"
+    for name in ("target_bytes_max", "field_bytes_max", "head_bytes_max"):
+        if getattr(config, name) < HEAD_BYTES_LEAST:
+            return f"{name}, {getattr(config, name)}, must be {HEAD_BYTES_LEAST} or more: clients send as much"
     if config.batch_bytes_max > BATCH_BYTES_LIMIT:
         return f"batch_bytes_max, {config.batch_bytes_max}, must be {BATCH_BYTES_LIMIT}, 32MiB, or less"
     return None

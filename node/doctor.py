@@ -6,13 +6,18 @@ import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+from raftq.api.connections import SPARE, SPARE_LOCAL
 from raftq.node.config import Config
 from raftq.node.settings import misspelt_variables
 from raftq.storage.environment import Environment
 
-FILES_MIN = 4096
 FILES_WANTED = 65_536
+#: Of the files that may be open: for the data, logs, snapshots and other nodes.
+FILES_KEPT = 256
+#: Of the rest, what is passed on to the leader may take one in so many.
+_FORWARDS_SHARE = 5
 #: No clock of today shows an earlier time (2025-01-01).
 _CLOCK_MIN = 1_735_689_600
 #: File systems on which locks or memory maps are not to be relied on.
@@ -29,12 +34,25 @@ def raise_file_limit() -> int:
     return wanted
 
 
+class Room(NamedTuple):
+    connections: int
+    forwards: int
+
+
+def room(config: Config, files_max: int) -> Room:
+    """What the API may have, a file each: as the settings say, or less when files are few."""
+    files = max(files_max - FILES_KEPT - SPARE - SPARE_LOCAL, 2 * _FORWARDS_SHARE)
+    forwards = min(config.forwards_max, max(files - config.connections_max, files // _FORWARDS_SHARE))
+    return Room(min(config.connections_max, files - forwards), forwards)
+
+
 def warnings(config: Config, environment: Environment, environ: Mapping[str, str], files_max: int) -> list[str]:
     """One line each: what is wrong, and what to do."""
     found = [f"{name} names no setting: look at its spelling" for name in misspelt_variables(environ)]
-    if files_max < FILES_MIN:
+    if (most := room(config, files_max)) != (config.connections_max, config.forwards_max):
         found.append(
-            f"only {files_max} files may be open, which limits connections: raise `ulimit -n` to {FILES_WANTED}"
+            f"only {files_max} files may be open, so connections_max is {most.connections} and forwards_max "
+            f"{most.forwards}: raise `ulimit -n`"
         )
     if (free := environment.free_bytes()) < 2 * config.disk_reserve_bytes:
         found.append(

@@ -7,6 +7,7 @@ what is in flight, then the shard hands leadership over and writes what it has, 
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -17,7 +18,7 @@ import structlog
 import raftq
 from raftq.api.app import Api
 from raftq.api.ports import Backup, Limits, Measure
-from raftq.node import first_token, listening
+from raftq.node import doctor, first_token, listening
 from raftq.node.backups import Backups
 from raftq.node.config import Config
 from raftq.node.identity import Identity
@@ -37,7 +38,7 @@ class Node:
     def __init__(self, config: Config, environment: Environment, identity: Identity, security: Security) -> None:
         self.config, self.environment, self.security = config, environment, security
         self.version = raftq.__version__
-        self.limits = _limits(config)
+        self.limits = _limits(config, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self.stopping = False
         self.tokens_required = config.tokens
         #: How often this node has come to know a leader.
@@ -122,12 +123,26 @@ class Node:
             self.failed.set_result(error)
 
 
-def _limits(config: Config) -> Limits:
+def _limits(config: Config, files_max: int) -> Limits:
+    room = doctor.room(config, files_max)
     return Limits(
         body_bytes=config.body_bytes_max,
         batch_messages=config.batch_messages_max,
         batch_bytes=config.batch_bytes_max,
         wait_seconds=config.wait_seconds_max,
+        connections=room.connections,
+        connections_per_client=config.connections_per_client_max,
+        streams=config.streams_max,
+        waits=config.waits_max,
+        forwards=room.forwards,
+        target_bytes=config.target_bytes_max,
+        field_bytes=config.field_bytes_max,
+        fields=config.fields_max,
+        head_bytes=config.head_bytes_max,
+        head_seconds=config.head_seconds_max,
+        read_seconds=config.body_seconds_max,
+        write_seconds=config.write_seconds_max,
+        keepalive_seconds=config.idle_seconds_max,
     )
 
 

@@ -45,5 +45,5 @@ def _shown(default: Any) -> str:
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, ByteCount):
-        return f"{default >> 20}MiB"
+        return f"{default >> 20}MiB" if default >= 1 << 20 else f"{default >> 10}KiB"
     return f"{default:g}" if isinstance(default, float) else str(default)

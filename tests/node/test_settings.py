@@ -159,6 +159,7 @@ def test_what_is_required_is_asked_for(name: str) -> None:
         ({"api_tls_cert": "a"}, "api_tls_cert is set, but not api_tls_key"),
         ({"api_tls_key": "a"}, "api_tls_key is set, but not api_tls_cert"),
         ({"api_tls_cert": "a", "api_tls_key": "b", "api_url": "http://n1:7701"}, "only HTTPS is served"),
+        ({"head_bytes_max": "100"}, "must be 512 or more"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(given: dict[str, str], words: str) -> None:
