@@ -79,8 +79,10 @@ def access() -> Access:
 
 def _token(file: Path | None) -> str | None:
     try:
-        given = os.environ.get(TOKEN_VARIABLE) if file is None else file.read_bytes().decode("ascii", "replace")
-        return checked_token(given) if given or file else None
+        if file is not None:
+            return checked_token(file.read_bytes().decode("ascii", "replace"))
+        given = os.environ.get(TOKEN_VARIABLE)
+        return checked_token(given) if given else None
     except OSError as error:
         raise Fatal(Exit.USAGE, f"cannot read the token in {file}: {error.strerror}") from error
     except ValueError as error:
