@@ -677,8 +677,11 @@ class _Accepted(_Link):
         else:
             self._refuse(hello, refusal)
 
-    def leave(self) -> None:
+    def connection_lost(self, error: Exception | None) -> None:
         self._peers.strangers.pop(self, None)
+        super().connection_lost(error)
+
+    def leave(self) -> None:
         peer = self._peer
         if peer is None:
             return
