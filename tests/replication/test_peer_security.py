@@ -299,8 +299,8 @@ async def test_a_certificate_that_names_a_node_is_for_no_other(
 def test_what_would_protect_nothing_is_refused(authority: Authority) -> None:
     with pytest.raises(ValueError, match="less than 32 bytes"):
         PeerSecurity(b"short")
-    tls = authority.tls()
     for attribute, value in (("check_hostname", True), ("verify_mode", ssl.CERT_NONE)):
+        tls = authority.tls()
         context = tls.client_context()
         setattr(context, attribute, value)
         tls.client_context = lambda context=context: context  # type: ignore[method-assign]
@@ -327,6 +327,7 @@ async def test_an_opening_that_is_repeated_learns_nothing_and_cuts_nothing(clust
         await b.peers.start()
         cluster.nodes.append(b)
         await b.saw("connected", "a")
+        await a.saw("connected", "b")
         b.peers.send(["a"], mark(1))
         await a.saw("message", "b", mark(1))
         recorded = bytes(way.to_target)
