@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from raftq.replication import wire
 from raftq.replication.security import SEAL_BYTES, PeerSecurity, Seals, Unproved, misnamed, sealed_of
-from raftq.replication.wire import Buffer, Malformed, Refusal
+from raftq.replication.wire import Buffer, Refusal
 
 #: A shorter frame is copied once more, so that it and its seal are handed over as one.
 _JOINED_BYTES: Final = 16 << 10
@@ -80,11 +80,9 @@ class Channel:
     def frames(self, data: bytes) -> list[memoryview]:
         """The payloads that are whole now."""
         payloads = self._splitter.feed(data)
-        if self._secret is not None:
-            return [content for payload in payloads if (content := self._proved(payload)) is not None]
-        if not self.ready:
-            raise Malformed("a frame before its time")
-        return payloads
+        if self._secret is None:
+            return payloads
+        return [content for payload in payloads if (content := self._proved(payload)) is not None]
 
     def write(self, frame: bytes | bytearray, sealed: Buffer | None = None) -> None:
         """`sealed`: what `sealed_of` says of the payload, if that is known. Raises Malformed when it cannot be sent."""

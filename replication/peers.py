@@ -1,9 +1,10 @@
 """The connections between the nodes of one cluster.
 
 Owns the listening socket, one dialed connection to each peer (ours to send on) and one accepted from each (ours to read
-on), and the opening in which both sides say who they are. A peer is another member, or a guest: a node that the roster
-let in though it is no member here, kept for as long as its accepted connection. What is long goes over the bulk lane, a
-second pair of connections that is made when needed, so that a heartbeat never waits behind it.
+on), and the opening in which both sides say who they are, once each has proved what `PeerSecurity` asks for. A peer is
+another member, or a guest: a node that the roster let in though it is no member here, kept for as long as its accepted
+connection. What is long goes over the bulk lane, a second pair of connections that is made when needed, so that a
+heartbeat never waits behind it.
 Never looks into a message, keeps none that cannot be sent now (but for what the bulk lane holds while it opens), and
 reports nothing of a peer that it did not admit.
 Invariant: of each kind a peer has at most one connection that counts, the newest; what an older one still says is not
@@ -676,8 +677,11 @@ class _Accepted(_Link):
         else:
             self._refuse(hello, refusal)
 
-    def leave(self) -> None:
+    def connection_lost(self, error: Exception | None) -> None:
         self._peers.strangers.pop(self, None)
+        super().connection_lost(error)
+
+    def leave(self) -> None:
         peer = self._peer
         if peer is None:
             return
