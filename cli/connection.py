@@ -78,11 +78,11 @@ def access() -> Access:
 
 
 def _token(file: Path | None) -> str | None:
+    given = os.environ.get(TOKEN_VARIABLE, "")
+    if not (given or file):
+        return None
     try:
-        if file is not None:
-            return checked_token(file.read_bytes().decode("ascii", "replace"))
-        given = os.environ.get(TOKEN_VARIABLE)
-        return checked_token(given) if given else None
+        return checked_token(given if file is None else file.read_bytes().decode("ascii", "replace"))
     except OSError as error:
         raise Fatal(Exit.USAGE, f"cannot read the token in {file}: {error.strerror}") from error
     except ValueError as error:
