@@ -214,7 +214,8 @@ def waves(outcome: Outcome) -> str:
 NOTES = (
     "Three node processes on this machine, replication factor 3; all connections are to the leader, from a process of "
     "its own on the same cores. An idle connection was used once, and is kept alive. KiB each: what the leader's "
-    "process takes more, mapped files left out, for each connection that the line adds to those of the idle; the second polls take what the first ones left. The polls "
+    "process takes more, mapped files left out, for each connection that the line adds to those of the idle; the "
+    "second polls take what the first ones left. The polls "
     f"wait up to {crowd_clients.WAIT_SECONDS} s; messages for all of them come in requests of {BATCH:,}, one after "
     "another, and each poll leases one: a lease is a command of its own, durable on a majority before its answer."
 )
