@@ -26,7 +26,7 @@ BATCH = 1000
 TIMES_MAX = 1.5
 #: Of a core, by the idle alone.
 IDLE_CORES_MAX = 0.01
-MEMORY_BYTES_MAX = 16 * 1024
+MEMORY_BYTES_MAX = 24 * 1024
 OPEN_METRIC = "raftq_connections"
 POLLS_METRIC = "raftq_waiters"
 _DEFINERS = 4
@@ -98,7 +98,7 @@ class Run:
         self._clients.close(polls)
         self._until(OPEN_METRIC, connections)
         second = self._phase(
-            "and polls of one queue", polls, connections, polls, lambda: self._clients.poll(["crowd"] * polls)
+            "and polls of one queue", 0, connections, polls, lambda: self._clients.poll(["crowd"] * polls)
         )
         second_wave = self._wave(
             "all of one queue",
@@ -214,7 +214,8 @@ def waves(outcome: Outcome) -> str:
 NOTES = (
     "Three node processes on this machine, replication factor 3; all connections are to the leader, from a process of "
     "its own on the same cores. An idle connection was used once, and is kept alive. KiB each: what the leader's "
-    "process takes more, mapped files left out, for each connection that the line adds to those of the idle. The polls "
+    "process takes more, mapped files left out, for each connection that the line adds to those of the idle; the "
+    "second polls take what the first ones left. The polls "
     f"wait up to {crowd_clients.WAIT_SECONDS} s; messages for all of them come in requests of {BATCH:,}, one after "
     "another, and each poll leases one: a lease is a command of its own, durable on a majority before its answer."
 )

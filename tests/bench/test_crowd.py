@@ -18,5 +18,5 @@ def test_a_small_crowd(tmp_path: Path) -> None:
     assert all(phase.latency.p99_ms > 0 for phase in outcome.phases)
     assert [wave.polls for wave in outcome.waves] == [100, 100]
     assert all(wave.sent_seconds > 0 for wave in outcome.waves)
-    assert len(bars) == 7
+    assert len(bars) == 6
     assert "| and polls of one queue | 300 |" in crowd.body(outcome)
