@@ -1,0 +1,1 @@
+"""The hostile pass, with its table."""
