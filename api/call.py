@@ -73,8 +73,8 @@ class Call:
         self.answer_type = JSON
 
     def check_framing(self) -> None:
-        """Raises Problem 400 when another reader, as a proxy before this node, could find another end of the request. One
-        of both lengths, or of several, is refused by aiohttp."""
+        """Raises Problem 400 when another reader, as a proxy before this node, could find another end of the request.
+        One with a length beside a coding, or with two lengths, is refused by aiohttp."""
         request = self.request
         if request.version != HttpVersion11 and request.version != HttpVersion10:
             raise Problem("malformed", "Send HTTP/1.1.", close=True)

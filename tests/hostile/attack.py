@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from tests.hostile.target import Target
+from tests.hostile.target import Target, Wire
 
 #: The node closed and said nothing.
 CLOSED = "closed"
@@ -68,3 +68,34 @@ def _exchanged(target: Target, node: str, data: bytes, cut: bool, last: bool) ->
             rest = wire.answers()
             assert rest in ([], [200], [400]), f"{first[0]}, and then {rest}: the bytes were taken for several requests"
         return str(first[0])
+
+
+class Session:
+    """Requests one after the other on one connection, opened anew when the node closes it."""
+
+    def __init__(self, target: Target, node: str) -> None:
+        self._target, self._node = target, node
+        self._wire: Wire | None = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._wire is not None:
+            self._wire.socket.close()
+
+    def ask(self, data: bytes, method: str = "GET") -> tuple[str, bytes]:
+        """Status and body; the status of none is CLOSED."""
+        for _ in range(2):
+            # A connection that was closed after the last answer gives none.
+            fresh = self._wire is None
+            wire = self._wire = self._wire or self._target.open(self._node)
+            wire.send(data)
+            answer = wire.answer(method)
+            if answer is not None:
+                return str(answer[0]), answer[1]
+            wire.socket.close()
+            self._wire = None
+            if fresh:
+                break
+        return CLOSED, b""

@@ -1,0 +1,38 @@
+"""The hostile pass: every attack on one cluster of three processes, and what must be so after each and at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import ModuleType
+
+from tests.hostile import connections, decoding, framing, paths, peers, proxies, websockets
+from tests.hostile.attack import Attack
+from tests.hostile.target import Target
+
+#: In this order: strangers at the peers' port are waited for last.
+FAMILIES: tuple[ModuleType, ...] = (framing, paths, decoding, websockets, connections, proxies, peers)
+
+
+class Tally:
+    """What was tried, and what came back, by row of the table."""
+
+    def __init__(self) -> None:
+        self.attacks: Counter[str] = Counter()
+        self.answers: dict[str, Counter[str]] = {}
+
+    def take(self, attack: Attack, answers: list[str]) -> None:
+        self.attacks[attack.row] += 1
+        self.answers.setdefault(attack.row, Counter()).update(answers)
+
+
+def run(target: Target, family: ModuleType, tally: Tally) -> None:
+    """Every attack of the family; AssertionError names the one that came through, or after which something is not so."""
+    for attack in family.attacks():
+        try:
+            answers = attack.run(target)
+            target.check()
+        except Exception as error:
+            raise AssertionError(f"{attack.row}: {attack.name}: {error}") from error
+        unexpected = sorted(set(answers) - attack.may)
+        assert not unexpected, f"{attack.row}: {attack.name} was answered {unexpected}"
+        tally.take(attack, answers)
