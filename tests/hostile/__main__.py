@@ -45,27 +45,27 @@ def main() -> None:
 
 
 def body(tally: Tally, more_mib: dict[str, float], seconds: float) -> str:
-    attacks, requests = sum(tally.attacks.values()), sum(sum(answers.values()) for answers in tally.answers.values())
-    commit = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=True)
+    attacks, requests = tally.attacks.total(), sum(answers.total() for answers in tally.answers.values())
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     held = ", ".join(f"{node} {mib:+.0f}" for node, mib in more_mib.items())
     rows = [
-        (row, f"{tally.attacks[row]:,}", f"{sum(answers.values()):,}", _came(answers))
+        (row, f"{tally.attacks[row]:,}", f"{answers.total():,}", _came(answers))
         for row, answers in tally.answers.items()
     ]
-    return "\n\n".join(
-        (
-            f"`make hostile`, {datetime.date.today()}, commit {commit.stdout.strip()}: {attacks:,} attacks, {requests:,} "
-            f"answers, {seconds:.0f} s. After each attack a fresh enqueue, lease and ack went through one node or another, "
-            f"every node ran, leader and term were those of the beginning, and no log told of a failure. At the end no "
-            f"smuggled request had been done, the nodes' digests were equal, each held at most {DESCRIPTORS_MAX} "
-            f"descriptors and {MEMORY_MIB_MAX} MiB more than at the beginning ({held} MiB).",
-            report.table(("what was tried", "attacks", "answers", "what came back"), rows),
-        )
+    first = (
+        f"`make hostile`, {datetime.date.today()}, commit {commit.stdout.strip()}: {attacks:,} attacks, {requests:,} "
+        f"answers, {seconds:.0f} s. After each attack a fresh enqueue, lease and ack went through one node or another, "
+        "every node ran, leader and term were those of the beginning, and no log told of a failure. At the end no "
+        "smuggled request had been done, the nodes' digests were equal, and each held at most "
+        f"{DESCRIPTORS_MAX} descriptors and {MEMORY_MIB_MAX} MiB more than at the beginning ({held} MiB)."
     )
+    return f"{first}\n\n{report.table(('what was tried', 'attacks', 'answers', 'what came back'), rows)}"
 
 
 def _came(answers: Counter[str]) -> str:
-    return ", ".join(f"{answer} × {count:,}" for answer, count in answers.most_common())
+    return ", ".join(f"{answer} ({count:,})" for answer, count in answers.most_common())
 
 
 if __name__ == "__main__":

@@ -41,9 +41,9 @@ def request(target: str | bytes, *headers: str | bytes, method: str = "GET", bod
 
 
 def sent(row: str, name: str, data: bytes, may: Iterable[str], *, cut: bool = False, last: bool = True) -> Attack:
-    """`data` to the leader, and to a follower, which may redirect. What is `cut` off says so, and nobody waits for more.
-    Else the first answer is read, and with `last` a request as it should be follows, which must be answered once, or not
-    at all: what came before was taken for one request."""
+    """`data` to the leader, and to a follower, which may redirect. What is `cut` off says so, and nobody waits for
+    more. Else the first answer is read, and with `last` a request as it should be follows, which must be answered once,
+    or not at all: what came before was taken for one request."""
 
     def run(target: Target) -> list[str]:
         return [_exchanged(target, node, data, cut, last) for node in (target.leader, target.follower)]

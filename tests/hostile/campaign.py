@@ -26,7 +26,7 @@ class Tally:
 
 
 def run(target: Target, family: ModuleType, tally: Tally) -> None:
-    """Every attack of the family; AssertionError names the one that came through, or after which something is not so."""
+    """Every attack of the family. Raises AssertionError, naming one that came through or left something not so."""
     for attack in family.attacks():
         try:
             answers = attack.run(target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
+from functools import partial
 
 import msgspec
 
@@ -27,20 +28,36 @@ def attacks() -> Iterator[Attack]:
     }
     yield Attack("slow clients", "(made)", _make_waited, frozenset({"201"}))
     for name, data in slow.items():
-        run = lambda target, data=data: _hold(target, data)  # noqa: E731
-        yield Attack("slow clients", f"{_FLOOD} {name}", run, frozenset({WAITING}))  # type: ignore[arg-type]
-    for name, path in {"1,000 small answers": "/healthz", "1,000 large answers": "/openapi.json", "1,000 pages": "/docs/swagger-ui-bundle.js"}.items():
-        run = lambda target, path=path: _never_read(target, path)  # noqa: E731
-        yield Attack("pipelined and never read", name, run, frozenset({WAITING}))  # type: ignore[arg-type]
+        run = partial(_hold, data=data)
+        yield Attack("slow clients", f"{_FLOOD} {name}", run, frozenset({WAITING}))
+    for name, path in {
+        "1,000 small answers": "/healthz",
+        "1,000 large answers": "/openapi.json",
+        "1,000 pages": "/docs/swagger-ui-bundle.js",
+    }.items():
+        run = partial(_never_read, path=path)
+        yield Attack("pipelined and never read", name, run, frozenset({WAITING}))
     yield Attack("pipelined and never read", "500 enqueues", _pipelined_enqueues, frozenset({"201", "307"}))
     for at in (1, 30, 80, len(_ENQUEUE) - 5, len(_ENQUEUE)):
-        yield Attack("resets", f"after {at} bytes, 50 times", lambda target, at=at: _reset(target, _ENQUEUE[:at]), frozenset({CLOSED}))  # type: ignore[misc]
+        yield Attack(
+            "resets",
+            f"after {at} bytes, 50 times",
+            partial(_reset, data=_ENQUEUE[:at]),
+            frozenset({CLOSED}),
+        )
     waiting = slow["a lease of a minute"]
-    yield Attack("resets", "in a lease that waits, 50 times", lambda target: _reset(target, waiting), frozenset({CLOSED}))
+    yield Attack("resets", "in a lease that waits, 50 times", partial(_reset, data=waiting), frozenset({CLOSED}))
     proxied = waiting.replace(b"Host: x\r\n", b"Host: x\r\nRaftq-Forward: proxy\r\n")
-    yield Attack("resets", "in a lease that waits, proxied, 50 times", lambda target: _reset(target, proxied), frozenset({CLOSED}))
+    yield Attack(
+        "resets",
+        "in a lease that waits, proxied, 50 times",
+        partial(_reset, data=proxied),
+        frozenset({CLOSED}),
+    )
     yield Attack("resets", "connections that close at once, 500", _close, frozenset({CLOSED}))
-    yield Attack("half-closed connections", "after a whole request", _half_closed, frozenset({CLOSED, "201", "200", "307"}))
+    yield Attack(
+        "half-closed connections", "after a whole request", _half_closed, frozenset({CLOSED, "201", "200", "307"})
+    )
     yield Attack("replayed requests", "an enqueue, 20 times at each node", _replay_enqueue, frozenset({"201"}))
     yield Attack("replayed requests", "an enqueue with a dedup id", _replay_dedup, frozenset({"201"}))
     yield Attack("replayed requests", "a lease and its ack", _replay_lease, frozenset({"200"}))
@@ -108,7 +125,11 @@ def _close(target: Target) -> list[str]:
 def _half_closed(target: Target) -> list[str]:
     found = []
     for node in (target.leader, target.follower):
-        for data in (_ENQUEUE, request("/healthz"), request("/v1/queues/waited/lease", method="POST", body=b'{"wait_seconds":60}')):
+        for data in (
+            _ENQUEUE,
+            request("/healthz"),
+            request("/v1/queues/waited/lease", method="POST", body=b'{"wait_seconds":60}'),
+        ):
             with target.open(node) as wire:
                 wire.send(data)
                 wire.end_sending()

@@ -60,7 +60,10 @@ def _lines() -> Iterator[Attack]:
     }
     for name, (target, may) in targets.items():
         yield sent("targets in other forms", name, request(target), may)
-    for name, line in {"authority form": b"CONNECT evil.example:443", "CONNECT with a path": b"CONNECT /healthz"}.items():
+    for name, line in {
+        "authority form": b"CONNECT evil.example:443",
+        "CONNECT with a path": b"CONNECT /healthz",
+    }.items():
         yield sent("targets in other forms", name, line + b" HTTP/1.1\r\nHost: x\r\n\r\n", REFUSED)
 
 
@@ -108,7 +111,15 @@ def _truncated() -> Iterator[Attack]:
     for cut in range(len(BODY)):
         yield sent("truncated bodies", f"{cut} bytes of 10", head + BODY[:cut], {CLOSED}, cut=True)
     chunked = _ENQUEUE + b"Transfer-Encoding: chunked\r\n\r\n"
-    for rest in (b"", b"a", b"a\r\n", b"a\r\n{", b"a\r\n" + BODY, b"a\r\n" + BODY + b"\r\n", b"a\r\n" + BODY + b"\r\n0\r\n"):
+    for rest in (
+        b"",
+        b"a",
+        b"a\r\n",
+        b"a\r\n{",
+        b"a\r\n" + BODY,
+        b"a\r\n" + BODY + b"\r\n",
+        b"a\r\n" + BODY + b"\r\n0\r\n",
+    ):
         yield sent("truncated bodies", f"chunked, ends in {rest!r}", chunked + rest, {CLOSED}, cut=True)
 
 
@@ -138,7 +149,23 @@ def _with_length(size: int) -> bytes:
 
 
 def _lengths() -> Iterator[Attack]:
-    wrong = ("-1", "+10", "0x0a", "1e1", "10.0", "1_0", "", " ", "ten", "10, 10", "10,0", "10 10", "\uff11\uff10", "9" * 30, "18446744073709551626")
+    wrong = (
+        "-1",
+        "+10",
+        "0x0a",
+        "1e1",
+        "10.0",
+        "1_0",
+        "",
+        " ",
+        "ten",
+        "10, 10",
+        "10,0",
+        "10 10",
+        "\uff11\uff10",
+        "9" * 30,
+        "18446744073709551626",
+    )
     for text in wrong:
         data = _ENQUEUE + b"Content-Length: " + text.encode() + b"\r\n\r\n" + BODY + SMUGGLED
         yield sent("Content-Length that lies", f"{text[:30]!r}", data, BROKEN)

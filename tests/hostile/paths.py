@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from raftq.api.app import routes
 from raftq.api.routing import Route
@@ -68,13 +69,24 @@ def attacks() -> Iterator[Attack]:
     for route in routes():
         name = f"{route.method} {route.pattern}"
         if "{" in route.pattern:
-            yield Attack("path traversal on every route", name, lambda target, route=route: _walk(target, route), REFUSED)  # type: ignore[misc]
+            yield Attack("path traversal on every route", name, partial(_walk, route=route), REFUSED)
         if "GET" in route.method:
             may = REFUSED | {"200", "204"}
-            yield Attack("queries on every route", name, lambda target, route=route: _ask(target, route), may)  # type: ignore[misc]
-    files = [f"/docs/{segment}{name}" for segment in ("../", "..//", "%2e%2e/", "") for name in ("app.py", "start.js/../x", "")]
-    files += ["/../../etc/passwd", "/./docs", "/docs/./start.js", "//docs/start.js", "/docs;/start.js", "/docs\\start.js"]
-    yield Attack("path traversal on every route", "dot segments", lambda target: _get(target, files), REFUSED)
+            yield Attack("queries on every route", name, partial(_ask, route=route), may)
+    files = [
+        f"/docs/{segment}{name}"
+        for segment in ("../", "..//", "%2e%2e/", "")
+        for name in ("app.py", "start.js/../x", "")
+    ]
+    files += [
+        "/../../etc/passwd",
+        "/./docs",
+        "/docs/./start.js",
+        "//docs/start.js",
+        "/docs;/start.js",
+        "/docs\\start.js",
+    ]
+    yield Attack("path traversal on every route", "dot segments", partial(_get, paths=files), REFUSED)
 
 
 def _walk(target: Target, route: Route) -> list[str]:
@@ -84,8 +96,7 @@ def _walk(target: Target, route: Route) -> list[str]:
             path = "/".join(segment if part.startswith("{") else part for part in route.pattern.split("/"))
             # As it is proxied: what the one takes apart the other does not put together otherwise.
             data = request(path, "Raftq-Forward: proxy", method=route.method, body=b"" if route.leader else None)
-            for session in (leader, follower):
-                found.append(session.ask(data, route.method)[0])
+            found += [session.ask(data, route.method)[0] for session in (leader, follower)]
     return found
 
 
@@ -94,8 +105,8 @@ def _ask(target: Target, route: Route) -> list[str]:
     found = []
     with Session(target, target.leader) as session:
         for query in _QUERIES:
-            for name in sorted(route.query) or ["x"]:
-                found.append(session.ask(request(f"{path}?{query.format(name)}"), route.method)[0])
+            asked = [f"{path}?{query.format(name)}" for name in sorted(route.query) or ["x"]]
+            found += [session.ask(request(each), route.method)[0] for each in asked]
     assert CLOSED not in found
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -28,7 +29,11 @@ def attacks() -> Iterator[Attack]:
     strangers = _Strangers()
     yield Attack("strangers", f"{STRANGERS_MAX + 150} at once, silent or slow", strangers.come, _CLOSED)
     dice = random.Random(7)
-    blobs = {f"{size} random bytes, {run}": dice.randbytes(size) for size in (1, 3, 4, 5, 100, 20_000, 2_000_000) for run in range(4)}
+    blobs = {
+        f"{size} random bytes, {run}": dice.randbytes(size)
+        for size in (1, 3, 4, 5, 100, 20_000, 2_000_000)
+        for run in range(4)
+    }
     blobs |= {
         "zeros": bytes(1_000_000),
         "ones": b"\xff" * 1_000_000,
@@ -57,12 +62,12 @@ def attacks() -> Iterator[Attack]:
     for name, payload in bombs.items():
         yield _said("openings that are none", name, _framed(payload))
     for name, changes in _HELLOS.items():
-        run = lambda target, changes=changes: _greet(target, changes)  # noqa: E731
-        yield Attack("hellos of others", name, run, frozenset({REFUSED_HELLO, CLOSED}))  # type: ignore[arg-type]
+        run = partial(_greet, changes=changes)
+        yield Attack("hellos of others", name, run, frozenset({REFUSED_HELLO, CLOSED}))
     for kind in wire.MESSAGES:
-        run = lambda target, kind=kind: _crafted(target, kind)  # noqa: E731
-        yield Attack("crafted frames of every kind", kind, run, _CLOSED)  # type: ignore[arg-type]
-    yield Attack("crafted frames of every kind", "any other value", lambda target: _crafted(target, None), _CLOSED)
+        run = partial(_crafted, kind=kind)
+        yield Attack("crafted frames of every kind", kind, run, _CLOSED)
+    yield Attack("crafted frames of every kind", "any other value", partial(_crafted, kind=None), _CLOSED)
     yield Attack("strangers", "are all sent away", strangers.go, _CLOSED)
 
 
@@ -123,7 +128,13 @@ def _greet(target: Target, changes: dict[str, Any]) -> list[str]:
     for node in (target.leader, target.follower):
         with target.open_peer(node) as stranger:
             stranger.send(_hello(target, node, changes))
-            stranger.send(_framed(msgspec.msgpack.encode({"type": "vote", "term": 1 << 60, "last_index": 1 << 60, "last_term": 1 << 60, "transfer": True})))
+            stranger.send(
+                _framed(
+                    msgspec.msgpack.encode(
+                        {"type": "vote", "term": 1 << 60, "last_index": 1 << 60, "last_term": 1 << 60, "transfer": True}
+                    )
+                )
+            )
             answer = stranger.rest()
         if not answer:
             found.append(CLOSED)
@@ -143,8 +154,7 @@ _VALUES = st.recursive(
 
 
 def _crafted(target: Target, kind: str | None) -> list[str]:
-    """Said instead of a hello, and after one of another cluster. That one who was let in and says what is none is sent away,
-    tests/replication has."""
+    """Said instead of a hello, and after one of another cluster. tests/replication has what a peer says."""
     found: list[str] = []
     if kind is None:
         values: st.SearchStrategy[Any] = _VALUES
@@ -152,7 +162,13 @@ def _crafted(target: Target, kind: str | None) -> list[str]:
         fields = st.fixed_dictionaries({}, optional=dict.fromkeys(wire.MESSAGES[kind], _NUMBERS | _VALUES))
         values = fields.map(lambda given: {"type": kind, **given})
 
-    @settings(max_examples=EXAMPLES, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(value=values, greeted=st.booleans(), node=st.sampled_from([target.leader, target.follower]))
     def say(value: Any, greeted: bool, node: str) -> None:
         said = _framed(msgspec.msgpack.encode(value))
@@ -182,7 +198,7 @@ class _Strangers:
         return []
 
     def go(self, _target: Target) -> list[str]:
-        for wire in self._wires:
-            assert wire.rest() == b""
-            wire.socket.close()
+        for stranger in self._wires:
+            assert stranger.rest() == b""
+            stranger.socket.close()
         return [CLOSED] * len(self._wires)

@@ -33,7 +33,9 @@ def attacks() -> Iterator[Attack]:
         "a Range": "Range: bytes=0-0,5-\r\nIf-Match: *\r\nIf-None-Match: *",
     }
     for name, lines in proxied.items():
-        data = request(_MESSAGES, "Raftq-Forward: proxy", lines.encode("utf-8", "surrogateescape"), method="POST", body=_BODY)
+        data = request(
+            _MESSAGES, "Raftq-Forward: proxy", lines.encode("utf-8", "surrogateescape"), method="POST", body=_BODY
+        )
         yield sent("headers to a follower that proxies", name, data, {"201"})
     for name, value in {"a node": "n1", "itself": "n2", "nothing": "", "many": "n1, n2, n3"}.items():
         # It claims that another node has forwarded it: no node forwards it again, so that it never goes in circles.
@@ -45,19 +47,28 @@ def attacks() -> Iterator[Attack]:
     twice = request(_MESSAGES, "Raftq-Forward: proxy", "Raftq-Forward: x", method="POST", body=_BODY)
     yield sent("Raftq-Forward of other values", "twice", twice, REFUSED | {"201"})
     yield Attack("redirects", "a Host or path that would send elsewhere", _redirected, frozenset({"307"}))
-    yield Attack("redirects", "proxied, then not: no answer of another", _not_mixed_up, frozenset({"200", "201", "404", "422"}))
+    yield Attack(
+        "redirects", "proxied, then not: no answer of another", _not_mixed_up, frozenset({"200", "201", "404", "422"})
+    )
 
 
 def _redirected(target: Target) -> list[str]:
     """The Location is the leader's, whatever the client says of hosts, and one line."""
     found = []
     hosts = ("evil.example", "evil.example:80@x", "[::1]", "x\tevil.example", "")
-    paths = ("/v1/queues/a/lease", "/v1/queues/%0d%0aX:%20y/lease", "/v1/queues/a%22%3e/lease", "/v1/queues/a/lease?x=%0a\xe9")
+    paths = (
+        "/v1/queues/a/lease",
+        "/v1/queues/%0d%0aX:%20y/lease",
+        "/v1/queues/a%22%3e/lease",
+        "/v1/queues/a/lease?x=%0a\xe9",
+    )
     leads = f"\r\nLocation: {target.cluster.url(target.leader)}/v1/queues/".encode()
     for host in hosts:
         for path in paths:
             with target.open(target.follower) as wire:
-                wire.send(f"POST {path} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-Host: evil.example\r\n\r\n".encode("latin-1"))
+                wire.send(
+                    f"POST {path} HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-Host: evil.example\r\n\r\n".encode("latin-1")
+                )
                 answer = wire.head()
             if b" 307 " in answer:
                 assert answer.count(leads) == 1, answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -52,10 +53,8 @@ class Wire:
         return True
 
     def end_sending(self) -> None:
-        try:
+        with suppress(OSError):  # closed by the node
             self.socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # closed by the node
 
     def answer(self, method: str = "GET") -> tuple[int, bytes] | None:
         """Status and body of the next answer, those of 1xx left out; None: the node closed instead. Raises Silent."""
@@ -179,7 +178,9 @@ class Target:
         assert self.ask("GET", "/v1/queues/smuggled").status == 404, "a smuggled request was done"
         if self._descriptors:
             wait_until(
-                lambda: all(now <= self._descriptors[node] + DESCRIPTORS_MAX for node, now in self.descriptors().items()),
+                lambda: all(
+                    now <= self._descriptors[node] + DESCRIPTORS_MAX for node, now in self.descriptors().items()
+                ),
                 20,
                 f"descriptors as at first: {self._descriptors}, now {self.descriptors()}",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import partial
 
 from tests.hostile.attack import BROKEN, CLOSED, REFUSED, Attack, request, sent
 from tests.hostile.target import Target, Wire
@@ -17,11 +18,19 @@ TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 _LAST = b'{"id":"last","op":"credit","subscription":"none","credit":1}'
 
 
-def frame(payload: bytes, opcode: int = TEXT, *, first: int = 0x80, masked: bool = True, length: bytes | None = None) -> bytes:
+def frame(
+    payload: bytes, opcode: int = TEXT, *, first: int = 0x80, masked: bool = True, length: bytes | None = None
+) -> bytes:
     """One frame; `first` has the FIN bit and the reserved ones, `length` what is said instead of the length."""
     if length is None:
         size = len(payload)
-        length = bytes([size]) if size < 126 else struct.pack(">BH", 126, size) if size < 1 << 16 else struct.pack(">BQ", 127, size)
+        length = (
+            bytes([size])
+            if size < 126
+            else struct.pack(">BH", 126, size)
+            if size < 1 << 16
+            else struct.pack(">BQ", 127, size)
+        )
     mask = b"\x01\x02\x03\x04"
     repeated = (mask * (len(payload) // 4 + 1))[: len(payload)]
     hidden = (int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")).to_bytes(len(payload), "big")
@@ -33,8 +42,10 @@ def attacks() -> Iterator[Attack]:
     yield from _handshakes()
     for name, data, may in (*_frames(), *_operations()):
         row = "WebSocket frames" if (name, data, may) in _FRAMES else "operations of a stream"
-        yield Attack(row, name, lambda target, data=data: _exchanged(target, data), may)  # type: ignore[misc]
-    yield Attack("WebSocket frames", "said to a watcher of events", _said_to_events, frozenset({"1003", "1002", "1009"}))
+        yield Attack(row, name, partial(_exchanged, data=data), may)
+    yield Attack(
+        "WebSocket frames", "said to a watcher of events", _said_to_events, frozenset({"1003", "1002", "1009"})
+    )
     yield Attack("WebSocket frames", "100 that are left without a word", _left, frozenset({OPEN}))
 
 
@@ -93,7 +104,11 @@ def _frames() -> list[tuple[str, bytes, frozenset[str]]]:
     add("a length longer written than it must be", frame(b"[]", length=struct.pack(">BQ", 127, 2)), ends | {OPEN})
     add("10,000 pings", frame(b"x", PING) * 10_000, frozenset({OPEN}))
     add("10,000 pongs that nobody asked for", frame(b"x", PONG) * 10_000, frozenset({OPEN}))
-    add("10,000 fragments of one byte", frame(b"[", first=0) + frame(b" ", 0, first=0) * 10_000 + frame(b"]", 0), frozenset({OPEN}))
+    add(
+        "10,000 fragments of one byte",
+        frame(b"[", first=0) + frame(b" ", 0, first=0) * 10_000 + frame(b"]", 0),
+        frozenset({OPEN}),
+    )
     add("a message within which another begins", frame(b"[", first=0) + frame(b" " * 1000, 0, first=0) * 1000)
     return found
 
