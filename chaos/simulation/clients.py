@@ -22,7 +22,17 @@ import msgspec
 
 from raftq.chaos.simulation import questions
 from raftq.chaos.simulation.history import Op, Outcome, Seen
-from raftq.chaos.simulation.questions import Find, Info, LastRedrive, Names, Peek, Question, Subscriptions, Ticks
+from raftq.chaos.simulation.questions import (
+    Find,
+    Info,
+    LastRedrive,
+    Names,
+    Peek,
+    Question,
+    Subscriptions,
+    Ticks,
+    Tokens,
+)
 from raftq.replication.shard import Committed, OutcomeUnknown, ShardError
 from raftq.storage.machine import commands, packing
 from raftq.storage.machine.commands import (
@@ -30,6 +40,7 @@ from raftq.storage.machine.commands import (
     Backoff,
     CancelRedrive,
     Command,
+    CreateToken,
     DefineQueue,
     DefineSchedule,
     DefineTopic,
@@ -38,6 +49,7 @@ from raftq.storage.machine.commands import (
     DeleteSchedule,
     Enqueue,
     Extend,
+    Grant,
     Lease,
     Nack,
     Operation,
@@ -49,6 +61,7 @@ from raftq.storage.machine.commands import (
     Reject,
     Release,
     Request,
+    RevokeToken,
     Schedule,
     Slots,
     Subscribe,
@@ -296,8 +309,14 @@ class _Client:
         queue = dice.choice(PARTITIONS) if queue == PARTED else queue
         peek = Peek(queue, dice.choice(("ready", "delayed", "leased")), dice.choice((1, 5, 30)))
         find = Find(queue, dice.choice((0, 0, 4, 9)), dice.randrange(1, 300))
-        rare = dice.choice((Names(queue.partition("/")[0]), LastRedrive(DEAD), Subscriptions(TOPIC), Ticks(SCHEDULE)))
-        return dice.choice((Info(queue), peek, peek, find, rare))
+        rare: tuple[Question, ...] = (
+            Names(queue.partition("/")[0]),
+            LastRedrive(DEAD),
+            Subscriptions(TOPIC),
+            Ticks(SCHEDULE),
+            Tokens(),
+        )
+        return dice.choice((Info(queue), peek, peek, find, dice.choice(rare)))
 
     # Sessions
 
@@ -355,7 +374,8 @@ class _Client:
     async def _operate(self) -> None:
         """What an operator does, or a program for once."""
         dice = self._dice
-        what = dice.choice(("purge", "delete", "delete", "redrive", "redrive", "cancel", "subscribe", "schedule"))
+        kinds = ("purge", "delete", "delete", "redrive", "redrive", "cancel", "subscribe", "schedule", "token")
+        what = dice.choice(kinds)
         if what == "purge":
             await self._write(PurgeQueue(SCRATCH, self._request(0.5)))
         elif what == "delete":
@@ -370,11 +390,24 @@ class _Client:
         elif what == "schedule":
             await self._write(DeleteSchedule(SCHEDULE))
             await self._define_schedule()
+        elif what == "token":
+            await self._change_token()
         else:
             queue = dice.choice(list(_SUBSCRIBED))
             await self._write(Unsubscribe(TOPIC, queue))
             await asyncio.sleep(0.5 * dice.random())
             await self._write(Subscribe(TOPIC, queue, _SUBSCRIBED[queue]))
+
+    async def _change_token(self) -> None:
+        """Of a few, so that one is created again, or another of its id, after it was revoked."""
+        dice = self._dice
+        token = f"{dice.randrange(3):012x}"
+        if dice.random() < 0.3:
+            await self._write(RevokeToken(token))
+            return
+        digest, expires_ms = bytes([dice.randrange(2)]) * 32, dice.choice((None, None, 1, 1 << 50))
+        grants = [Grant("consume", "jobs*"), Grant("produce", "*")]
+        await self._write(CreateToken(token, digest, "worker", "default", grants, expires_ms, dice.random() < 0.3))
 
     async def _delete_messages(self, queue: str) -> None:
         """Some that were seen a moment ago."""

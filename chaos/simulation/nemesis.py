@@ -307,13 +307,15 @@ class Nemesis:
         return told
 
     def _upgrade(self, apart: float) -> None:
-        """One node after the other is stopped and started in the newer version."""
+        """One node after the other is stopped and started in a newer version: the next one, or one after that."""
+        oldest = min(node.version for node in self._arena.nodes.values() if node.name_in_use)
+        version = self._dice.randint(min(oldest + 1, VERSION_MAX), VERSION_MAX)
         for place, node in enumerate(self._arena.nodes.values()):
-            self._later(apart * place, self._upgrade_one, node)
+            self._later(apart * place, self._upgrade_one, node, version)
 
-    def _upgrade_one(self, node: SimNode) -> None:
+    def _upgrade_one(self, node: SimNode, version: int) -> None:
         node.stop()
-        node.version = VERSION_MAX
+        node.version = max(node.version, version)
         if node.name_in_use:
             self._until(1.5, lambda: self._again(node))
 

@@ -11,6 +11,7 @@ import msgspec
 
 from raftq.storage.machine.entries import Clocks
 from raftq.storage.machine.model import Message, Model, Queue
+from raftq.storage.machine.records import TokenRecord
 from raftq.storage.machine.views import MessageState, QueueInfo, View
 
 
@@ -130,7 +131,20 @@ class Ticks(msgspec.Struct, tag=True, array_like=True, frozen=True):
         return None if found is None else (found[0], msgspec.structs.replace(found[1]))
 
 
-Question = Info | Peek | Find | Names | LastRedrive | Subscriptions | Ticks
+class Tokens(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """All of them, and the version that they wait for."""
+
+    def of_view(self, view: View) -> Any:
+        return view.version, view.tokens()[0]
+
+    def of_model(self, model: Model, _clocks: Clocks) -> Any:
+        return model.version, [
+            TokenRecord(one.id, one.digest, one.name, one.namespace, one.grants, ms, index, one.expires_ms)
+            for _, (one, ms, index) in sorted(model.tokens.items())
+        ]
+
+
+Question = Info | Peek | Find | Names | LastRedrive | Subscriptions | Ticks | Tokens
 
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(Question).decode

@@ -87,9 +87,10 @@ class Simulation:
         if options.stock is not None:
             make = partial(StockNode, fault=stock.FAULTS[options.stock])
         self.nodes = {name: make(self, name, folder / name) for name in (*self._names, *spares)}
-        old = dice.random() < 0.5
+        # Every other seed begins with the newest version, the others with any one before it.
+        version = min(1 + int(2 * (VERSION_MAX - 1) * dice.random()), VERSION_MAX)
         for name in self._names:
-            self.nodes[name].version = 1 if old else VERSION_MAX
+            self.nodes[name].version = version
         for name in spares:
             self.nodes[name].name_in_use = False
         self._configuration = membership.bootstrap({name: self.nodes[name].address for name in self._names})

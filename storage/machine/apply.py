@@ -25,6 +25,7 @@ from raftq.storage.machine import (
     queues,
     redrives,
     schedules,
+    tokens,
     topics,
     transactions,
     views,
@@ -34,6 +35,7 @@ from raftq.storage.machine.commands import (
     Ack,
     CancelRedrive,
     Command,
+    CreateToken,
     DefineQueue,
     DefineSchedule,
     DefineTopic,
@@ -52,6 +54,7 @@ from raftq.storage.machine.commands import (
     Redrive,
     Reject,
     Release,
+    RevokeToken,
     SetVersion,
     Subscribe,
     TakeDigest,
@@ -69,8 +72,9 @@ from raftq.storage.machine.views import Delivery, View
 
 __all__ = ["InvariantBroken", "Machine"]
 
-#: Of the rules: the highest that this code knows. 1: as released first. 2: sparse batches are rewritten.
-VERSION_MAX = 2
+#: Of the rules: the highest that this code knows. 1: as released first. 2: sparse batches are rewritten. 3: tokens
+#: are created.
+VERSION_MAX = 3
 
 Handler = Callable[[State, Meta, Any], tuple[Reply, list[Effect]]]
 
@@ -120,6 +124,8 @@ HANDLERS: dict[type[Command], Handler] = {
     DefineSchedule: schedules.define,
     DeleteSchedule: schedules.delete,
     Tick: schedules.tick,
+    CreateToken: tokens.create,
+    RevokeToken: tokens.revoke,
 }
 
 

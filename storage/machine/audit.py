@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from raftq.storage.machine import dedup, keys, leases, records
+from raftq.storage.machine import dedup, keys, leases, records, tokens
 from raftq.storage.machine.batches import SPARSE_VERSION, sparseness
 from raftq.storage.machine.groups import LIMIT_MAX
 from raftq.storage.machine.invariants import broken
 from raftq.storage.machine.ports import Txn
-from raftq.storage.machine.records import Batch, Cluster, Piece, QueueRecord
+from raftq.storage.machine.records import Batch, Cluster, Piece, QueueRecord, TokenRecord
 from raftq.storage.machine.tallies import COUNTS, TOTALS
 
 #: (priority, number)
@@ -46,6 +46,7 @@ def check(txn: Txn) -> None:
     _same("schedules", cluster.schedules, len(schedules))
     next_ticks = [(one.state.next_ms, keys.schedule(one.key)) for one in schedules if one.state.next_ms is not None]
     _same("moments of schedules", _moments(txn, keys.TICK), Counter(next_ticks))
+    _tokens(txn)
     _same("deadlines", _moments(txn, keys.DEADLINE), _expected_deadlines(txn))
     _same("moments of wall time", _moments(txn, keys.WALL), _expected_wall(txn))
     for queue in queues.values():
@@ -106,6 +107,21 @@ def _topics(txn: Txn, cluster: Cluster, queues: set[str]) -> set[int]:
     return set(topics.values())
 
 
+def _tokens(txn: Txn) -> None:
+    """As many as are counted, each under its id."""
+    every = records.decode_tokens(txn.get(keys.TOKENS) or b"\x90")
+    found = _token_records(txn)
+    _same("tokens", every.count, len(found))
+    _same("ids of tokens", [keys.token(token.id) for token in found.values()], list(found))
+    malformed = [token.id for token in found.values() if tokens.wrong(token, token.created_ms) is not None]
+    _same("malformed tokens", malformed, [])
+    _same("ids of first tokens", len(set(every.firsts)), len(every.firsts))
+
+
+def _token_records(txn: Txn) -> dict[bytes, TokenRecord]:
+    return {key: records.decode_token(value) for key, value in _table(txn, keys.TOKENS) if key != keys.TOKENS}
+
+
 def _moments(txn: Txn, table: bytes) -> Counter[tuple[int, bytes]]:
     return Counter(keys.moment_of(key) for key, _ in _table(txn, table))
 
@@ -124,6 +140,8 @@ def _expected_wall(txn: Txn) -> Counter[tuple[int, bytes]]:
         for key, value in _table(txn, keys.QUEUE)
     ]
     found += [(key, records.decode_redrive(value).due_ms) for key, value in _table(txn, keys.REDRIVE)]
+    expiring = [(key, token.expires_ms) for key, token in _token_records(txn).items()]
+    found += [(key, ms and tokens.removed_ms(ms)) for key, ms in expiring]
     for key, due_ms in found:
         if due_ms is not None:
             moments[due_ms, key] += 1

@@ -125,8 +125,8 @@ class Extend(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=6,
 
 class Expire(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=7, gc=False):
     """One bounded step of everything that is due: leases past their deadline, delays, dedup ids and requests past
-    their window, the remains of deleted queues, and sparse batches. Proposed by the leader when `Machine.next_due` says
-    so."""
+    their window, tokens that expired long ago, the remains of deleted queues, and sparse batches. Proposed by the
+    leader when `Machine.next_due` says so."""
 
     #: At most this many leases, ranges, ids or batches in this step.
     limit: int = 1000
@@ -356,6 +356,39 @@ class Tick(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=26, 
     skipped: int = 0
 
 
+#: What a token may do: enqueue and publish; lease, settle and look at messages; define and remove.
+Scope = Literal["produce", "consume", "admin"]
+
+
+class Grant(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, frozen=True):
+    scope: Scope
+    #: Of queues, topics and schedules: a name, or a prefix that ends in `*`.
+    names: str
+
+
+class CreateToken(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=27, gc=False):
+    """The first time, or again with the same fields. Refused below machine version 3, see `storage.machine.tokens`."""
+
+    #: 12 lowercase hex digits.
+    id: str
+    #: SHA-256 of the secret, which has 256 random bits: no slow hash would make it harder to find.
+    digest: bytes
+    #: For people.
+    name: str
+    #: A name, or `*` for all.
+    namespace: str
+    #: 1 to 32.
+    grants: list[Grant]
+    #: Wall time; None: never.
+    expires_ms: int | None = None
+    #: From the configuration of the leader: once for this id, ever.
+    first: bool = False
+
+
+class RevokeToken(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=28, gc=False):
+    id: str
+
+
 class TakeDigest(msgspec.Struct, array_like=True, forbid_unknown_fields=True, tag=10, gc=False):
     """A mark in the log: every node states the digest of its tables as they are right after the mark's entry."""
 
@@ -399,6 +432,8 @@ Command = (
     | DefineSchedule
     | DeleteSchedule
     | Tick
+    | CreateToken
+    | RevokeToken
 )
 
 _encoder = msgspec.msgpack.Encoder()

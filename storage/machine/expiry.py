@@ -1,7 +1,7 @@
 """What passes with time, in bounded steps: the command expire.
 
-Order of a step: leases past their deadline, then by wall time delays, dedup ids, requests and retention, then the
-remains of deleted queues, then sparse batches. Each message returned, made ready or dead-lettered, and each record
+Order of a step: leases past their deadline, then by wall time delays, dedup ids, requests, tokens and retention, then
+the remains of deleted queues, then sparse batches. Each message returned, made ready or dead-lettered, and each record
 removed, costs one of the step's limit; a long record, and a batch rewritten, more; and the bytes of messages past
 retention and of dead letters are limited. So a step takes a bounded time however much is due; what is left over is the
 next step's, and depends on nothing but the tables.
@@ -170,7 +170,9 @@ def _pass_wall_time(step: _Step) -> None:
         if step.over:
             return
         queue = step.queue(key) if key[:1] in (keys.DUE, keys.QUEUE, keys.REDRIVE, keys.GROUP) else None
-        if queue is None:
+        if queue is None and key[:1] == keys.TOKENS:
+            _remove_token(step, key)
+        elif queue is None:
             _forget(step, ms, key)
         elif key[:1] == keys.QUEUE:
             _pass_retention(step, queue)
@@ -185,6 +187,15 @@ def _pass_wall_time(step: _Step) -> None:
             count = step.state.places.ripen(queue, key, records.decode_due(value), step.left)
             step.left -= count
             step.done.delays += count
+
+
+def _remove_token(step: _Step, key: bytes) -> None:
+    """That expired long ago."""
+    token = step.state.tokens.find(keys.token_of(key))
+    assert token is not None, key
+    step.state.tokens.delete(token)
+    step.left -= 1
+    step.done.forgotten += 1
 
 
 def _pass_regrouping(step: _Step, queue: QueueRecord) -> None:

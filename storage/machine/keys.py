@@ -27,13 +27,16 @@ new with every creation: what a deleted queue left behind can never meet its nam
     d lease_ms record key           (empty)            when each lease passes, in lease time
     w wall_ms record key            (empty)            when each delay, dedup id and request passes, and
                                                        retention of a queue (key in q), in wall time; and when
-                                                       to go on after a change of its groups' limit (key j queue)
+                                                       to go on after a change of its groups' limit (key j queue);
+                                                       and when an expired token is removed
     t topic key                     TopicRecord
     v topic key \\0 queue name      SubscriptionRecord
     v \\0 queue key \\0 topic name   (empty)            the same, by queue
     y schedule key                  ScheduleRecord
     Y wall_ms key in y              (empty)            when the next tick of each schedule is due, in wall time
     p queue key                     PartitionedRecord  of a name that stands for several queues
+    T                               TokensRecord       of all tokens together
+    T token id                      TokenRecord
     s lease_ms key in g             (empty)            when to rewrite a sparse batch, in lease time; or a place in g
                                                        from which all bitmaps are to be looked at
 """
@@ -77,6 +80,7 @@ SUBSCRIPTION = b"v"
 SCHEDULE = b"y"
 TICK = b"Y"
 PARTITIONED = b"p"
+TOKENS = b"T"
 
 #: Every table whose keys begin with a queue number: what remains of a deleted queue.
 OF_A_QUEUE = (BATCH, ASIDE, GONE, RETURNED, DUE, LEASE, DEDUP, REQUEST, KEYED, NEWEST, REDRIVE, MEMBER, ELIGIBLE, GROUP)
@@ -171,6 +175,14 @@ def topic(key: str) -> bytes:
 
 def partitioned(key: str) -> bytes:
     return PARTITIONED + key.encode()
+
+
+def token(token_id: str) -> bytes:
+    return TOKENS + token_id.encode()
+
+
+def token_of(key: bytes) -> str:
+    return key[1:].decode()
 
 
 def schedule(key: str) -> bytes:

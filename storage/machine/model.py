@@ -2,7 +2,7 @@
 
 One object a message, one list a lease, nothing kept twice, every question answered by looking at all of it. It knows no
 tables, batches, entries or restarts, so it cannot share a mistake with the machine about any of them. So the version
-changes nothing here: what differs by it is how the tables are kept.
+changes little here: what differs by it is how the tables are kept, and which commands are refused.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 
 import msgspec
 
-from raftq.storage.machine import deadletters, filters, packing, publishing, queues, redrives
+from raftq.storage.machine import deadletters, filters, packing, publishing, queues, redrives, tokens
 from raftq.storage.machine.commands import (
     WITHOUT_GROUPS,
     Ack,
     CancelRedrive,
     Command,
+    CreateToken,
     DefineQueue,
     DefineSchedule,
     DefineTopic,
@@ -42,6 +43,7 @@ from raftq.storage.machine.commands import (
     Redrive,
     Reject,
     Release,
+    RevokeToken,
     Schedule,
     SetVersion,
     Subscribe,
@@ -76,6 +78,8 @@ from raftq.storage.machine.replies import (
     ScheduleState,
     Settled,
     Ticked,
+    TokenCreated,
+    TokenRevoked,
     TopicDefined,
     TopicDeleted,
     Transacted,
@@ -298,6 +302,9 @@ class Model:
         self.partitioned: dict[str, Partitioned] = {}
         #: What each was defined with, and how it stands.
         self.schedules: dict[str, tuple[Schedule, ScheduleState]] = {}
+        #: What each was created with, and the wall time and index.
+        self.tokens: dict[str, tuple[CreateToken, int, int]] = {}
+        self.first_tokens: set[str] = set()
         #: Of transactions, as in `Queue`.
         self.requests: dict[tuple[type, str], tuple[int, Reply]] = {}
         self.last_queue = 0
@@ -381,6 +388,8 @@ class Model:
             return self._of_topic(meta, command)
         if isinstance(command, DefineSchedule | DeleteSchedule | Tick):
             return self._of_schedule(meta, command)
+        if isinstance(command, CreateToken | RevokeToken):
+            return self._of_token(meta, command)
         create = command.create if isinstance(command, DefineQueue) else getattr(command, "auto_create", False)
         if queue is None and not create:
             return Refused("unknown_queue", f"there is no queue {command.queue}")
@@ -879,6 +888,30 @@ class Model:
             reply = self._enqueue(meta, Enqueue(queue.key, [part]), queue)
         return reply if isinstance(reply, Refused) else None
 
+    def _of_token(self, meta: Meta, command: CreateToken | RevokeToken) -> Reply:
+        known = self.tokens.get(command.id)
+        if isinstance(command, RevokeToken):
+            if known is None:
+                return Refused("unknown_token", f"there is no token {command.id}")
+            del self.tokens[command.id]
+            return TokenRevoked(command.id)
+        if self.version < tokens.TOKENS_VERSION:
+            return Refused("conflict", "tokens wait until every node of the cluster runs this version")
+        again = known is not None and msgspec.structs.replace(known[0], first=command.first) == command
+        if again or (command.first and command.id in self.first_tokens):
+            return TokenCreated(command.id, created=False)
+        if known is not None:
+            return Refused("conflict", f"there is another token {command.id}")
+        if command.expires_ms is not None and command.expires_ms <= meta.wall_ms:
+            return Refused("invalid", "expires_ms: is a moment to come")
+        full = len(self.tokens) >= tokens.TOKENS_MAX
+        if full or (command.first and len(self.first_tokens) >= tokens.FIRSTS_MAX):
+            most = f"there are {tokens.TOKENS_MAX:,} tokens, or {tokens.FIRSTS_MAX} were first ones: revoke some"
+            return Refused("conflict", most)
+        self.first_tokens |= {command.id} if command.first else set()
+        self.tokens[command.id] = command, meta.wall_ms, meta.index
+        return TokenCreated(command.id)
+
     def _publish(self, meta: Meta, command: Publish, topic: Topic) -> Reply:
         """As one enqueue for each queue, of what its filter takes, in parts of one message."""
         given = _singles(command.parts)
@@ -1102,6 +1135,9 @@ class Model:
             elif isinstance(record, Message):
                 queue.make_ready(record)
                 done.delays += 1
+            elif table == "token":
+                del self.tokens[record]
+                done.forgotten += 1
             else:
                 records: dict[Any, Any] = queue.dedup if table == "dedup" else queue.requests
                 del records[record]
@@ -1181,6 +1217,10 @@ class Model:
             for record, (ms, _) in owner.requests.items():  # type: ignore[attr-defined]
                 kind = record[0].__struct_config__.tag
                 found.append(((ms, 3, number, (kind, record[1].encode())), "request", owner, record))  # type: ignore[arg-type]
+        for token, _, _ in self.tokens.values():
+            if token.expires_ms is not None:
+                ms = token.expires_ms + tokens.EXPIRED_KEPT_MS
+                found.append(((ms, -2, 0, token.id), "token", self, token.id))  # type: ignore[arg-type]
         return sorted((item for item in found if item[0][0] <= meta.wall_ms), key=lambda item: item[0])
 
     def due(self, meta: Meta) -> bool:

@@ -14,7 +14,7 @@ from bisect import bisect_right
 import msgspec
 
 from raftq.storage.machine import packing, replies
-from raftq.storage.machine.commands import QueueSettings, Redrive, Schedule
+from raftq.storage.machine.commands import Grant, QueueSettings, Redrive, Schedule
 
 #: A key of the tables, or the end of one; for structs that have a field named `bytes`.
 Key = bytes
@@ -257,6 +257,27 @@ class ScheduleRecord(msgspec.Struct, array_like=True, gc=False):
     state: replies.ScheduleState
 
 
+class TokensRecord(msgspec.Struct, array_like=True, gc=False):
+    """Of all tokens together."""
+
+    count: int = 0
+    #: The ids of those that were ever made as first ones.
+    firsts: list[str] = []
+
+
+class TokenRecord(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    id: str
+    #: SHA-256 of the secret.
+    digest: bytes
+    name: str
+    namespace: str
+    grants: list[Grant]
+    #: Wall time.
+    created_ms: int
+    created_index: int
+    expires_ms: int | None = None
+
+
 encode = msgspec.msgpack.Encoder().encode
 decode_cluster = msgspec.msgpack.Decoder(Cluster).decode
 decode_queue = msgspec.msgpack.Decoder(QueueRecord).decode
@@ -271,6 +292,8 @@ decode_topic = msgspec.msgpack.Decoder(TopicRecord).decode
 decode_subscription = msgspec.msgpack.Decoder(SubscriptionRecord).decode
 decode_partitioned = msgspec.msgpack.Decoder(PartitionedRecord).decode
 decode_schedule = msgspec.msgpack.Decoder(ScheduleRecord).decode
+decode_tokens = msgspec.msgpack.Decoder(TokensRecord).decode
+decode_token = msgspec.msgpack.Decoder(TokenRecord).decode
 decode_name = msgspec.msgpack.Decoder(int).decode
 
 #: Value of the tables that are only keys.

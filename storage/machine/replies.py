@@ -219,6 +219,16 @@ class Ticked(msgspec.Struct, array_like=True, tag=17, gc=False):
     number: int
 
 
+class TokenCreated(msgspec.Struct, array_like=True, tag=19, gc=False):
+    id: str
+    #: False: it was there, or was a first token before and may be revoked since.
+    created: bool = True
+
+
+class TokenRevoked(msgspec.Struct, array_like=True, tag=20, gc=False):
+    id: str
+
+
 Reply = (
     Refused
     | Enqueued
@@ -239,6 +249,8 @@ Reply = (
     | TopicDeleted
     | ScheduleDefined
     | Ticked
+    | TokenCreated
+    | TokenRevoked
 )
 
 

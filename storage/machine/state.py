@@ -12,6 +12,7 @@ from raftq.storage.machine.queues import Queues
 from raftq.storage.machine.records import Batch, Cluster, Piece
 from raftq.storage.machine.schedules import Schedules
 from raftq.storage.machine.timetable import Timetable
+from raftq.storage.machine.tokens import Tokens
 from raftq.storage.machine.topics import Topics
 
 
@@ -28,6 +29,7 @@ class State:
         "queues",
         "schedules",
         "sparse",
+        "tokens",
         "topics",
         "txn",
         "version_max",
@@ -47,6 +49,7 @@ class State:
         self.schedules = Schedules(txn, self.cluster)
         self.deadlines = Timetable(txn, keys.DEADLINE)
         self.wall = Timetable(txn, keys.WALL)
+        self.tokens = Tokens(txn, self.wall)
         self.places = Places(txn, self.cluster, self.batches, self.wall)
         #: Of the last lease: its id, its pieces, and their batches when it deleted them in the same step.
         self.leased: tuple[int, list[Piece], list[Batch] | None] = (0, [], None)

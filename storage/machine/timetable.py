@@ -1,9 +1,10 @@
 """What passes when: a table of moments, each naming the record that passes then.
 
-There are four: of leases, by lease time; of what passes by wall time (a delayed piece, a dedup id, a request, and
-retention in a queue); of sparse batches, by lease time; and of schedules, by wall time. Invariant, but for sparse
-batches: every record that can pass has exactly one moment here, the one that stands in the record; a moment may only
-be left behind by a queue that was deleted. A sparse batch's moment only says when to look.
+There are four: of leases, by lease time; of what passes by wall time (a delayed piece, a dedup id, a request, a token
+long after it expired, and retention in a queue); of sparse batches, by lease time; and of schedules, by wall time.
+Invariant, but for sparse batches: every record that can pass has exactly one moment here, the one that stands in the
+record or follows from it; a moment may only be left behind by a queue that was deleted. A sparse batch's moment only
+says when to look.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from raftq.storage.machine.records import (
     QueueRecord,
     ScheduleRecord,
     SubscriptionRecord,
+    TokenRecord,
     TopicRecord,
 )
 from raftq.storage.machine.replies import Leased, Redriving
@@ -317,6 +318,22 @@ class View:
         if len(found) <= limit:
             return found, None
         return found[:limit], found[limit - 1].key.partition("/")[2]
+
+    @property
+    def version(self) -> int:
+        """Of the machine's rules."""
+        return self._state.cluster.version
+
+    def token(self, token_id: str) -> TokenRecord | None:
+        """Expired or not. The same object each time, until the token is revoked."""
+        return self._state.tokens.find(token_id)
+
+    def tokens(self, limit: int = 100, after: str | None = None) -> tuple[list[TokenRecord], str | None]:
+        """A page by id, expired ones too, and what the next page comes after."""
+        found = list(islice(self._state.tokens.after(after), limit + 1))
+        if len(found) <= limit:
+            return found, None
+        return found[:limit], found[limit - 1].id
 
     def subscriptions(self, topic: str) -> list[tuple[str, SubscriptionRecord]]:
         """(queue key, subscription) of a topic, by the queues' names."""

@@ -38,6 +38,7 @@ from raftq.storage.machine.commands import (
     Backoff,
     CancelRedrive,
     Command,
+    CreateToken,
     DefineQueue,
     DefineSchedule,
     DefineTopic,
@@ -48,6 +49,7 @@ from raftq.storage.machine.commands import (
     Enqueue,
     Expire,
     Extend,
+    Grant,
     Incarnate,
     Lease,
     Nack,
@@ -60,6 +62,7 @@ from raftq.storage.machine.commands import (
     Reject,
     Release,
     Request,
+    RevokeToken,
     Schedule,
     SetVersion,
     Slots,
@@ -71,7 +74,7 @@ from raftq.storage.machine.commands import (
 )
 from raftq.storage.machine.entries import Clocks
 from raftq.storage.machine.ports import Meta
-from raftq.storage.machine.records import SubscriptionRecord, TopicRecord
+from raftq.storage.machine.records import SubscriptionRecord, TokenRecord, TopicRecord
 from raftq.storage.machine.replies import Effect, Expired, Leased, Reply
 from raftq.storage.machine.views import Delivery, QueueInfo
 from raftq.storage.overlay import Overlay
@@ -274,7 +277,7 @@ class MachineModel(RuleBasedStateMachine):
     @initialize(
         counts=st.lists(st.integers(1, 9), min_size=1, max_size=4),
         lease_ms=DURATIONS,
-        version=st.sampled_from([1, 2]),
+        version=st.sampled_from([1, 2, 3, 3]),
         settings=st.one_of(st.just(QueueSettings()), SETTINGS),
     )
     def some_are_leased(self, counts: list[int], lease_ms: int, version: int, settings: QueueSettings) -> None:
@@ -589,7 +592,24 @@ class MachineModel(RuleBasedStateMachine):
             queue_number = found.number if found else 1
             self.do(DeleteMessage(queue, queue_number - data.draw(st.sampled_from([0] * 9 + [1])), priority, number))
 
-    @rule(what=st.sampled_from([SetVersion(1), SetVersion(2), SetVersion(2), Incarnate()]))
+    @rule(
+        token=st.sampled_from(["000000000001", "00000000000a", "f00000000000"]),
+        what=st.sampled_from(["create", "create", "create again", "revoke"]),
+        digest=st.sampled_from([b"d" * 32, b"d" * 32, b"e" * 32]),
+        expires=st.sampled_from([None, None, 0, 1, 500, 2_000]),
+        first=st.booleans(),
+    )
+    def create_or_revoke(self, token: str, what: str, digest: bytes, expires: int | None, first: bool) -> None:
+        known = self.model.tokens.get(token)
+        if what == "revoke":
+            self.do(RevokeToken(token))
+        elif what == "create again" and known is not None:
+            self.do(known[0])
+        else:
+            expires_ms = None if expires is None else self.clocks.wall_ms + expires
+            self.do(CreateToken(token, digest, "ci", "*", [Grant("produce", "a*")], expires_ms, first))
+
+    @rule(what=st.sampled_from([SetVersion(1), SetVersion(2), SetVersion(3), Incarnate()]))
     def switch_or_incarnate(self, what: SetVersion | Incarnate) -> None:
         self.do(what)
         assert self.leader.machine.version == self.model.version
@@ -688,6 +708,11 @@ class MachineModel(RuleBasedStateMachine):
             assert view.ready(key) == sum(view.ready(one) for one in name.keys)
         for namespace, names in groupby(sorted(self.model.queues), key=lambda key: key.partition("/")[0]):
             assert [info.key for info in view.queues(namespace)[0]] == list(names)
+        assert view.version == self.model.version
+        assert view.tokens() == ([token_record(*self.model.tokens[token]) for token in sorted(self.model.tokens)], None)
+        for token in ("000000000001", "f00000000000"):
+            known = self.model.tokens.get(token)
+            assert view.token(token) == (None if known is None else token_record(*known))
         for key, topic in self.model.topics.items():
             counted = topic.number, topic.created_index, topic.published, topic.partitions
             assert view.topic(key) == TopicRecord(key, *counted)
@@ -729,6 +754,11 @@ def shown(m: model.Message, due_ms: int | None = None, deadline_ms: int | None =
     return (m.priority, m.number, m.deliveries, m.failures, m.enqueued_at_ms, m.data, m.state, due_ms, deadline_ms)
 
 
+def token_record(given: CreateToken, created_ms: int, created_index: int) -> TokenRecord:
+    kept = given.id, given.digest, given.name, given.namespace, given.grants
+    return TokenRecord(*kept, created_ms, created_index, given.expires_ms)
+
+
 def queue_info(queue: model.Queue) -> QueueInfo:
     ready = queue.of("ready")
     return QueueInfo(
@@ -763,6 +793,9 @@ def test_the_machine_is_the_model_through_crashes(monkeypatch: pytest.MonkeyPatc
     # How messages lie in batches, and so how long the record of a lease is, is not the model's concern.
     monkeypatch.setattr("raftq.storage.machine.expiry.LEASE_BYTES", 1 << 30)
     monkeypatch.setattr("raftq.storage.machine.publishing.COPIES_MAX", 60)
+    monkeypatch.setattr("raftq.storage.machine.tokens.TOKENS_MAX", 2)
+    monkeypatch.setattr("raftq.storage.machine.tokens.FIRSTS_MAX", 2)
+    monkeypatch.setattr("raftq.storage.machine.tokens.EXPIRED_KEPT_MS", 700)
     monkeypatch.setattr("raftq.storage.machine.redrives.LOOKED_MAX", 5)
     monkeypatch.setattr("raftq.storage.machine.redrives.LOOKED_BYTES_MAX", 6_000)
     run_state_machine_as_test(

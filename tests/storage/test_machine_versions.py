@@ -1,4 +1,5 @@
-"""The version of the rules: how it is switched, what stops a node, and what version 2 does: rewrite sparse batches."""
+"""The version of the rules: how it is switched, what stops a node, and what versions bring: 2 rewrites sparse batches,
+3 has tokens."""
 
 from __future__ import annotations
 
@@ -10,16 +11,19 @@ from raftq.storage.machine.apply import VERSION_MAX, InvariantBroken, Machine
 from raftq.storage.machine.batches import SPARSE_MS, sparseness
 from raftq.storage.machine.commands import (
     Ack,
+    CreateToken,
     DeleteQueue,
     Enqueue,
     Expire,
     Extend,
+    Grant,
     Incarnate,
     Lease,
     Nack,
     Part,
     Release,
     Request,
+    RevokeToken,
     SetVersion,
     Slots,
     UnknownCommand,
@@ -27,7 +31,7 @@ from raftq.storage.machine.commands import (
     encode,
 )
 from raftq.storage.machine.records import QueueRecord
-from raftq.storage.machine.replies import Expired, Range, VersionSet
+from raftq.storage.machine.replies import Expired, Range, Refused, TokenCreated, VersionSet
 from tests.storage.conftest import QUEUE, Hands, blob
 
 BODIES = [b"%d" % at * 50 for at in range(100)]
@@ -110,7 +114,37 @@ def test_new_commands_are_read_as_they_were_written(command: SetVersion | Incarn
 
 def test_a_tag_after_the_last_stops_the_node() -> None:
     with pytest.raises(UnknownCommand):
-        decode(msgspec.msgpack.encode([13]))
+        decode(msgspec.msgpack.encode([29]))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_tokens_wait_for_version_3_and_leave_no_trace_before_it(hands: Hands, version: int) -> None:
+    """Nodes that do not know of them have the same tables."""
+    hands.do(SetVersion(version))
+    hands.do(Expire())
+    before = dict(hands.txn.values)
+    create = CreateToken("0" * 12, b"\x01" * 32, "ci", "*", [Grant("admin", "*")])
+    detail = "tokens wait until every node of the cluster runs this version"
+    assert hands.do(create) == Refused("conflict", detail)
+    assert hands.do(RevokeToken("0" * 12)).reason == "unknown_token"
+    assert {key: value for key, value in hands.txn.values.items() if before.get(key) != value}.keys() == {keys.CLUSTER}
+    assert hands.machine.view().version == version
+    hands.do(SetVersion(3))
+    assert hands.do(create) == TokenCreated("0" * 12)
+    assert hands.machine.view().version == 3
+
+
+@pytest.mark.parametrize("versions", [(2, 3), (3,)])
+def test_what_was_sparse_is_looked_at_whichever_version_comes_next(hands: Hands, versions: tuple[int, ...]) -> None:
+    hands.enqueue(*BODIES)
+    before = stored(hands)
+    all_but(hands, 7)
+    for version in versions:
+        hands.do(SetVersion(version))
+    hands.do(Expire())
+    hands.lease_ms += SPARSE_MS
+    hands.do(Expire())
+    assert stored(hands) < before // 2
 
 
 def test_version_1_keeps_what_is_gone(hands: Hands) -> None:

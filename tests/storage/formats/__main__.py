@@ -31,6 +31,7 @@ from raftq.storage.machine.commands import (
     Backoff,
     CancelRedrive,
     Command,
+    CreateToken,
     DefineQueue,
     DefineSchedule,
     DefineTopic,
@@ -40,6 +41,7 @@ from raftq.storage.machine.commands import (
     DeleteTopic,
     Enqueue,
     Extend,
+    Grant,
     Incarnate,
     Lease,
     Nack,
@@ -51,6 +53,7 @@ from raftq.storage.machine.commands import (
     Reject,
     Release,
     Request,
+    RevokeToken,
     Schedule,
     SetVersion,
     Slots,
@@ -105,6 +108,7 @@ class Story:
         await self._grouped()
         await self._partitioned()
         await self._scheduled()
+        await self._tokens()
         await self._left()
         await self._do(TakeDigest())
 
@@ -228,6 +232,16 @@ class Story:
         await self._do(DefineSchedule("default/gone", daily, None))
         await self._do(DeleteSchedule("default/gone"))
         await self._pass(0)
+
+    async def _tokens(self) -> None:
+        """One for all, one that expires, a first one, and a first one that was revoked."""
+        expires_ms = int(WALL * 1000) + 365 * 24 * 60 * MINUTE_MS
+        grants = [Grant("produce", "orders.*"), Grant("consume", "jobs"), Grant("admin", "*")]
+        await self._do(CreateToken("0000000000aa", b"\xaa" * 32, "all", "*", grants))
+        await self._do(CreateToken("0000000000bb", b"\xbb" * 32, "worker", "default", grants[:1], expires_ms))
+        for token in ("0000000000cc", "0000000000dd"):
+            await self._do(CreateToken(token, b"\xcc" * 32, "first", "*", grants[2:], first=True))
+        await self._do(RevokeToken("0000000000dd"))
 
     async def _left(self) -> None:
         """Delayed, leased, in line with a group key, with dedup ids; at all priorities."""

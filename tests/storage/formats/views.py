@@ -24,6 +24,7 @@ def of_view(view: View) -> dict[str, Any]:
         "messages": {key: {state: _page(view, key, state) for state in STATES} for key in queues},
         "redrives": {key: view.redrive(key) for key in queues},
         "topics": topics,
+        "tokens": view.tokens(1000)[0],
         "schedules": [each for namespace in namespaces(view) for each in view.schedules(namespace, limit=1000)[0]],
         "subscriptions": {key: dict(view.subscriptions(key)) for key in topics},
     }
