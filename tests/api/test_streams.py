@@ -700,7 +700,9 @@ async def test_a_follower_passes_on_why_a_frame_was_refused(pair: tuple[Client, 
 
 
 @pytest.mark.parametrize("node", [0, 1])
-@pytest.mark.parametrize("bad", [b"\x84\xa2op\xa7en\x9eue\xa2id\x01", b"\x91\x81\xa2id\xa1\xff", b"\x92\x81\xa2id\x90\x81\xa2id\xa1\xff"])
+@pytest.mark.parametrize(
+    "bad", [b"\x84\xa2op\xa7en\x9eue\xa2id\x01", b"\x91\x81\xa2id\xa1\xff", b"\x92\x81\xa2id\x90\x81\xa2id\xa1\xff"]
+)
 async def test_msgpack_text_that_is_no_utf_8_is_no_frame(
     pair: tuple[Client, Client], connect: Open, node: int, bad: bytes
 ) -> None:

@@ -35,7 +35,8 @@ def main() -> int:
     parser.add_argument("harness", nargs="*", default=list(HARNESSES))
     given = parser.parse_args()
     if importlib.util.find_spec("atheris") is None:
-        print(f"nothing was fuzzed: atheris is not installed, as for {sys.platform}, Python {sys.version.split()[0]}, it need not be")
+        here = f"{sys.platform}, Python {sys.version.split()[0]}"
+        print(f"nothing was fuzzed: atheris is not installed, and is not made for every system and Python ({here})")
         return int(os.environ.get("FUZZ_TESTS") == "required")
     print(f"{given.seconds} s for each of {', '.join(given.harness)}", flush=True)
     with ThreadPoolExecutor(given.jobs) as pool:
@@ -59,11 +60,14 @@ def _run(name: str, seconds: int) -> bool:
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
     said = ended.stdout + ended.stderr
     if ended.returncode != 0:
-        print(f"{name} failed; what it failed with lies in {kept}, to be kept in {CORPUS.relative_to(ROOT) / name}\n{said[-6000:]}", flush=True)
+        print(f"{name} failed; keep what lies in {kept} in {CORPUS / name}\n{said[-6000:]}", flush=True)
         return False
     count, covered = _COUNT.search(said), _COVERED.findall(said)
     edges, features = covered[-1] if covered else ("?", "?")
-    print(f"{name}: {int(count[1]) if count else 0:,} inputs, {edges} edges, {features} features, nothing found", flush=True)
+    print(
+        f"{name}: {int(count[1]) if count else 0:,} inputs, {edges} edges, {features} features, nothing found",
+        flush=True,
+    )
     return True
 
 

@@ -197,9 +197,10 @@ def _told(done: Callable[[], Any]) -> Any:
     try:
         return done()
     except Problem as problem:
-        assert problem.status < 500, problem
-        assert msgspec.json.decode(problem.body())["detail"]
-        return None
+        refused = problem
+    assert refused.status < 500, refused
+    assert msgspec.json.decode(refused.body())["detail"]
+    return None
 
 
 HARNESSES: dict[str, Callable[[bytes], None]] = {

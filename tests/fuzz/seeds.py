@@ -1,5 +1,5 @@
-"""The seed corpus: `python -m tests.fuzz.seeds` writes what is missing of it below tests/fuzz/corpus, one file an input.
-Inputs that once failed lie there too, by other names."""
+"""The seed corpus: `python -m tests.fuzz.seeds` writes it below tests/fuzz/corpus, one file an input. Inputs that once
+failed lie there too, by other names."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
     takes = [route for route in routes() if isinstance(route.takes, Schema)]
     for number, route in enumerate(takes):
         for place, value in enumerate(VALID.get(route.pattern.rpartition("/")[2], [{}])):
-            name = f"{route.method}-{route.pattern.strip('/').replace('/', '-').translate({123: None, 125: None})}-{place}"
+            name = (
+                f"{route.method}-{route.pattern.strip('/').replace('/', '-').translate({123: None, 125: None})}-{place}"
+            )
             yield "request", f"{name}-json", bytes([number]) + msgspec.json.encode(value)
             yield "request", f"{name}-msgpack", bytes([number | 0x80]) + msgspec.msgpack.encode(value)
     for place, value in enumerate(VALID["messages"]):
