@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from raftq.api.schemas import AttributeValue, Condition
 from raftq.replication.shard import Peer
+from raftq.storage.machine.commands import Scope
 
 Count = Annotated[int, Meta(ge=0)]
 #: Of cluster time, since 1970.
@@ -456,6 +457,37 @@ class Digests(Answered):
     index: Count
     #: By node id; null for one that did not answer.
     nodes: dict[str, str | None]
+
+
+class GrantShown(Answered):
+    scope: Scope
+    #: A name, or what names begin with and `*`.
+    names: str
+
+
+class TokenShown(Answered):
+    """Never with what proves it."""
+
+    id: str
+    #: For people.
+    name: str
+    #: `*` is all.
+    namespace: str
+    grants: list[GrantShown]
+    created_at_ms: Milliseconds
+    #: null: until it is revoked.
+    expires_at_ms: Milliseconds | None
+
+
+class TokenMade(TokenShown, kw_only=True):
+    #: The token itself, told this once: `Authorization: Bearer` and this.
+    token: str
+
+
+class TokenPage(Answered):
+    tokens: list[TokenShown]
+    #: Of the next page; null on the last.
+    cursor: str | None
 
 
 class ProblemShown(msgspec.Struct):

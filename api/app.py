@@ -23,6 +23,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from ssl import SSLContext
 from typing import Any, cast
 
 import structlog
@@ -31,6 +32,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from raftq.api import answer_schemas as shown
 from raftq.api import (
+    audit,
+    auth,
     cluster,
     curl,
     docs_page,
@@ -48,10 +51,13 @@ from raftq.api import (
     settlements,
     stats,
     streams,
+    token,
+    tokens,
     topics,
     transactions,
 )
 from raftq.api.answers import Answer
+from raftq.api.auth import Need
 from raftq.api.call import Call
 from raftq.api.leader import Leader
 from raftq.api.ports import Node
@@ -67,6 +73,8 @@ _log = structlog.get_logger("raftq.api")
 
 #: What is still in flight when the front is closed is cut off after this.
 _CUT_SECONDS = 0.5
+#: A client that has not ended its TLS handshake by then is cut off.
+_HANDSHAKE_SECONDS = 10.0
 
 _READ = frozenset({"consistency"})
 _PAGE = _READ | {"limit", "cursor"}
@@ -78,6 +86,7 @@ _TOPIC = "/v1/topics/{topic}"
 _SUBSCRIPTION = f"{_TOPIC}/subscriptions/{{queue}}"
 _TOPIC_PROBLEMS = ("unknown-topic",)
 _SCHEDULE = "/v1/schedules/{schedule}"
+_TOKEN = "/v1/tokens/{id}"  # noqa: S105 - a path
 
 
 def routes() -> list[Route]:
@@ -85,16 +94,30 @@ def routes() -> list[Route]:
     What `takes`, `gives` and `problems` say is the OpenAPI document."""
     return [
         Route(
-            "PUT", _QUEUE, queues.define, leader=True, takes=schemas.QUEUE, gives={200: shown.Queue, 201: shown.Queue}
+            "PUT",
+            _QUEUE,
+            queues.define,
+            Need.ADMIN,
+            leader=True,
+            takes=schemas.QUEUE,
+            gives={200: shown.Queue, 201: shown.Queue},
         ),
-        Route("GET", _QUEUE, queues.read, query=_READ, gives={200: shown.Queue}),
-        Route("PATCH", _QUEUE, queues.change, leader=True, takes=schemas.QUEUE, gives={200: shown.Queue}),
-        Route("DELETE", _QUEUE, queues.remove, leader=True, gives={200: shown.QueueRemoved}),
-        Route("GET", "/v1/queues", queues.list_all, query=_PAGE | {"prefix", "stats"}, gives={200: shown.QueuePage}),
+        Route("GET", _QUEUE, queues.read, Need.ANY, query=_READ, gives={200: shown.Queue}),
+        Route("PATCH", _QUEUE, queues.change, Need.ADMIN, leader=True, takes=schemas.QUEUE, gives={200: shown.Queue}),
+        Route("DELETE", _QUEUE, queues.remove, Need.ADMIN, leader=True, gives={200: shown.QueueRemoved}),
+        Route(
+            "GET",
+            "/v1/queues",
+            queues.list_all,
+            Need.LISTED,
+            query=_PAGE | {"prefix", "stats"},
+            gives={200: shown.QueuePage},
+        ),
         Route(
             "POST",
             f"{_QUEUE}/messages",
             messages.enqueue,
+            Need.PRODUCE,
             leader=True,
             large=True,
             takes=schemas.ENQUEUE,
@@ -105,6 +128,7 @@ def routes() -> list[Route]:
             "GET",
             f"{_QUEUE}/messages",
             messages.peek,
+            Need.CONSUME,
             query=_PAGE | {"state"},
             gives={200: shown.MessagePage},
             problems=("conflict",),
@@ -113,6 +137,7 @@ def routes() -> list[Route]:
             "GET",
             f"{_QUEUE}/messages/{{id}}",
             messages.read_one,
+            Need.CONSUME,
             query=_READ,
             gives={200: shown.MessagePeeked},
             problems=("unknown-message",),
@@ -121,17 +146,25 @@ def routes() -> list[Route]:
             "DELETE",
             f"{_QUEUE}/messages/{{id}}",
             operations.delete_message,
+            Need.ADMIN,
             leader=True,
             gives={204: None},
             problems=("unknown-message",),
         ),
         Route(
-            "POST", f"{_QUEUE}/redrive", redrives.begin, leader=True, takes=schemas.REDRIVE, gives={202: shown.Redrive}
+            "POST",
+            f"{_QUEUE}/redrive",
+            redrives.begin,
+            Need.ADMIN,
+            leader=True,
+            takes=schemas.REDRIVE,
+            gives={202: shown.Redrive},
         ),
         Route(
             "GET",
             f"{_QUEUE}/redrive",
             redrives.read,
+            Need.ANY,
             query=_READ,
             gives={200: shown.Redrive},
             problems=("unknown-redrive", "conflict"),
@@ -140,26 +173,70 @@ def routes() -> list[Route]:
             "DELETE",
             f"{_QUEUE}/redrive",
             redrives.cancel,
+            Need.ADMIN,
             leader=True,
             gives={200: shown.Redrive},
             problems=("unknown-redrive",),
         ),
-        Route("POST", f"{_QUEUE}/purge", operations.purge, leader=True, takes=schemas.PURGE, gives={200: shown.Purged}),
         Route(
-            "POST", f"{_QUEUE}/pause", operations.pause, leader=True, takes=schemas.NOTHING, gives={200: shown.Queue}
+            "POST",
+            f"{_QUEUE}/purge",
+            operations.purge,
+            Need.ADMIN,
+            leader=True,
+            takes=schemas.PURGE,
+            gives={200: shown.Purged},
         ),
         Route(
-            "POST", f"{_QUEUE}/resume", operations.resume, leader=True, takes=schemas.NOTHING, gives={200: shown.Queue}
+            "POST",
+            f"{_QUEUE}/pause",
+            operations.pause,
+            Need.ADMIN,
+            leader=True,
+            takes=schemas.NOTHING,
+            gives={200: shown.Queue},
         ),
-        Route("POST", f"{_QUEUE}/lease", leases.lease, leader=True, takes=schemas.LEASE, gives={200: shown.Leased}),
         Route(
-            "POST", f"{_QUEUE}/ack", settlements.ack, leader=True, takes=schemas.RECEIPTS, gives={200: shown.Settled}
+            "POST",
+            f"{_QUEUE}/resume",
+            operations.resume,
+            Need.ADMIN,
+            leader=True,
+            takes=schemas.NOTHING,
+            gives={200: shown.Queue},
         ),
-        Route("POST", f"{_QUEUE}/nack", settlements.nack, leader=True, takes=schemas.NACK, gives={200: shown.Settled}),
+        Route(
+            "POST",
+            f"{_QUEUE}/lease",
+            leases.lease,
+            Need.CONSUME,
+            leader=True,
+            takes=schemas.LEASE,
+            gives={200: shown.Leased},
+        ),
+        Route(
+            "POST",
+            f"{_QUEUE}/ack",
+            settlements.ack,
+            Need.CONSUME,
+            leader=True,
+            takes=schemas.RECEIPTS,
+            gives={200: shown.Settled},
+        ),
+        Route(
+            "POST",
+            f"{_QUEUE}/nack",
+            settlements.nack,
+            Need.CONSUME,
+            leader=True,
+            takes=schemas.NACK,
+            gives={200: shown.Settled},
+        ),
         Route(
             "POST",
             f"{_QUEUE}/release",
             settlements.release,
+            Need.CONSUME,
             leader=True,
             takes=schemas.RECEIPTS,
             gives={200: shown.Settled},
@@ -168,6 +245,7 @@ def routes() -> list[Route]:
             "POST",
             f"{_QUEUE}/reject",
             settlements.reject,
+            Need.CONSUME,
             leader=True,
             takes=schemas.REJECT,
             gives={200: shown.Settled},
@@ -176,6 +254,7 @@ def routes() -> list[Route]:
             "POST",
             f"{_QUEUE}/extend",
             settlements.extend,
+            Need.CONSUME,
             leader=True,
             takes=schemas.EXTEND,
             gives={200: shown.Extended},
@@ -184,6 +263,7 @@ def routes() -> list[Route]:
             "POST",
             "/v1/transactions",
             transactions.transact,
+            Need.EACH,
             leader=True,
             large=True,
             takes=schemas.TRANSACT,
@@ -191,15 +271,32 @@ def routes() -> list[Route]:
             problems=("transaction-refused",),
         ),
         Route(
-            "PUT", _TOPIC, topics.define, leader=True, takes=schemas.TOPIC, gives={200: shown.Topic, 201: shown.Topic}
+            "PUT",
+            _TOPIC,
+            topics.define,
+            Need.ADMIN,
+            leader=True,
+            takes=schemas.TOPIC,
+            gives={200: shown.Topic, 201: shown.Topic},
         ),
-        Route("GET", _TOPIC, topics.read, query=_READ, gives={200: shown.Topic}, problems=_TOPIC_PROBLEMS),
-        Route("DELETE", _TOPIC, topics.remove, leader=True, gives={200: shown.TopicRemoved}, problems=_TOPIC_PROBLEMS),
-        Route("GET", "/v1/topics", topics.list_all, query=_PAGE | {"prefix"}, gives={200: shown.TopicPage}),
+        Route("GET", _TOPIC, topics.read, Need.ANY, query=_READ, gives={200: shown.Topic}, problems=_TOPIC_PROBLEMS),
+        Route(
+            "DELETE",
+            _TOPIC,
+            topics.remove,
+            Need.ADMIN,
+            leader=True,
+            gives={200: shown.TopicRemoved},
+            problems=_TOPIC_PROBLEMS,
+        ),
+        Route(
+            "GET", "/v1/topics", topics.list_all, Need.LISTED, query=_PAGE | {"prefix"}, gives={200: shown.TopicPage}
+        ),
         Route(
             "GET",
             f"{_TOPIC}/subscriptions",
             topics.subscriptions,
+            Need.ANY,
             query=_READ,
             gives={200: shown.SubscriptionList},
             problems=_TOPIC_PROBLEMS,
@@ -208,6 +305,7 @@ def routes() -> list[Route]:
             "PUT",
             _SUBSCRIPTION,
             topics.subscribe,
+            Need.ADMIN,
             leader=True,
             takes=schemas.SUBSCRIPTION,
             gives={200: shown.Subscription, 201: shown.Subscription},
@@ -217,6 +315,7 @@ def routes() -> list[Route]:
             "GET",
             _SUBSCRIPTION,
             topics.read_subscription,
+            Need.ANY,
             query=_READ,
             gives={200: shown.Subscription},
             problems=(*_TOPIC_PROBLEMS, "unknown-subscription"),
@@ -225,6 +324,7 @@ def routes() -> list[Route]:
             "DELETE",
             _SUBSCRIPTION,
             topics.unsubscribe,
+            Need.ADMIN,
             leader=True,
             gives={204: None},
             problems=(*_TOPIC_PROBLEMS, "unknown-subscription"),
@@ -233,6 +333,7 @@ def routes() -> list[Route]:
             "POST",
             f"{_TOPIC}/messages",
             topics.publish,
+            Need.PRODUCE,
             leader=True,
             large=True,
             takes=schemas.PUBLISH,
@@ -243,25 +344,56 @@ def routes() -> list[Route]:
             "PUT",
             _SCHEDULE,
             schedules.define,
+            Need.ADMIN,
             leader=True,
             takes=schemas.SCHEDULE,
             gives={200: shown.Schedule, 201: shown.Schedule},
             problems=_TOPIC_PROBLEMS,
         ),
         Route(
-            "GET", _SCHEDULE, schedules.read, query=_READ, gives={200: shown.Schedule}, problems=("unknown-schedule",)
+            "GET",
+            _SCHEDULE,
+            schedules.read,
+            Need.ANY,
+            query=_READ,
+            gives={200: shown.Schedule},
+            problems=("unknown-schedule",),
         ),
-        Route("DELETE", _SCHEDULE, schedules.remove, leader=True, gives={204: None}, problems=("unknown-schedule",)),
-        Route("GET", "/v1/schedules", schedules.list_all, query=_PAGE | {"prefix"}, gives={200: shown.SchedulePage}),
-        Route("GET", "/v1/stream", streams.stream, gives={101: None}, problems=("no-leader", "unreachable-leader")),
-        Route("GET", "/v1/events", events.watch, query=frozenset({"prefix"}), gives={101: None}),
-        Route("GET", f"{_QUEUE}/stats", stats.of_queue, query=_READ, gives={200: shown.QueueStats}),
-        Route("GET", "/v1/stats", stats.of_all, query=_READ, gives={200: shown.AllStats}),
-        Route("GET", "/v1/cluster", cluster.describe, gives={200: shown.Cluster}),
+        Route(
+            "DELETE",
+            _SCHEDULE,
+            schedules.remove,
+            Need.ADMIN,
+            leader=True,
+            gives={204: None},
+            problems=("unknown-schedule",),
+        ),
+        Route(
+            "GET",
+            "/v1/schedules",
+            schedules.list_all,
+            Need.LISTED,
+            query=_PAGE | {"prefix"},
+            gives={200: shown.SchedulePage},
+        ),
+        Route(
+            "GET",
+            "/v1/stream",
+            streams.stream,
+            Need.EACH,
+            relayed=True,
+            gives={101: None},
+            problems=("no-leader", "unreachable-leader"),
+        ),
+        Route("GET", "/v1/events", events.watch, Need.EACH, query=frozenset({"prefix"}), gives={101: None}),
+        Route("GET", f"{_QUEUE}/stats", stats.of_queue, Need.ANY, query=_READ, gives={200: shown.QueueStats}),
+        Route("GET", "/v1/stats", stats.of_all, Need.SUMS, query=_READ, gives={200: shown.AllStats}),
+        Route("GET", "/v1/cluster", cluster.describe, Need.TOKEN, gives={200: shown.Cluster}),
         Route(
             "POST",
             "/v1/cluster/leader",
             cluster.transfer,
+            Need.CLUSTER,
             leader=True,
             takes=schemas.TRANSFER,
             gives={200: shown.Transferred},
@@ -271,6 +403,7 @@ def routes() -> list[Route]:
             "POST",
             "/v1/cluster/nodes",
             cluster.add,
+            Need.CLUSTER,
             leader=True,
             takes=schemas.NODE,
             gives={202: shown.NodeAdded},
@@ -280,16 +413,53 @@ def routes() -> list[Route]:
             "DELETE",
             "/v1/cluster/nodes/{node}",
             cluster.remove,
+            Need.CLUSTER,
             leader=True,
             gives={200: shown.NodeRemoved},
             problems=("change-underway", "unknown-node"),
         ),
-        Route("GET", "/v1/cluster/digest", cluster.digest, leader=True, gives={200: shown.Digests}),
-        Route("GET", "/v1/cluster/snapshot", cluster.snapshot, gives={200: shown.SNAPSHOT}, problems=("conflict",)),
+        Route("GET", "/v1/cluster/digest", cluster.digest, Need.CLUSTER, leader=True, gives={200: shown.Digests}),
+        Route(
+            "GET",
+            "/v1/cluster/snapshot",
+            cluster.snapshot,
+            Need.CLUSTER,
+            gives={200: shown.SNAPSHOT},
+            problems=("conflict",),
+        ),
+        Route(
+            "POST",
+            "/v1/tokens",
+            tokens.create,
+            Need.CLUSTER,
+            leader=True,
+            takes=schemas.TOKEN,
+            gives={201: shown.TokenMade},
+        ),
+        Route("GET", "/v1/tokens", tokens.list_all, Need.CLUSTER, query=_PAGE, gives={200: shown.TokenPage}),
+        Route(
+            "GET",
+            _TOKEN,
+            tokens.read,
+            Need.CLUSTER,
+            query=_READ,
+            gives={200: shown.TokenShown},
+            problems=("unknown-token",),
+        ),
+        Route(
+            "DELETE",
+            _TOKEN,
+            tokens.revoke,
+            Need.CLUSTER,
+            leader=True,
+            gives={204: None},
+            problems=("unknown-token",),
+        ),
         Route(
             "POST",
             "/q/{queue}",
             curl.put,
+            Need.PRODUCE,
             leader=True,
             proxied=True,
             large=True,
@@ -297,23 +467,27 @@ def routes() -> list[Route]:
             gives={201: shown.PUT_ONE},
             problems=("queue-full",),
         ),
-        Route("GET", "/q/{queue}", curl.take_one, leader=True, proxied=True, query=_TAKE, gives=_TAKEN),
-        Route("POST", "/q/{queue}/take", curl.take_one, leader=True, proxied=True, query=_TAKE, gives=_TAKEN),
+        Route("GET", "/q/{queue}", curl.take_one, Need.CONSUME, leader=True, proxied=True, query=_TAKE, gives=_TAKEN),
+        Route(
+            "POST", "/q/{queue}/take", curl.take_one, Need.CONSUME, leader=True, proxied=True, query=_TAKE, gives=_TAKEN
+        ),
         Route(
             "POST",
             "/q/{queue}/ack/{receipt}",
             curl.ack,
+            Need.CONSUME,
             leader=True,
             proxied=True,
             gives={200: shown.PLAIN},
             problems=("gone",),
         ),
-        Route("GET", "/healthz", cluster.health, always=True, query=_HEALTH, gives={200: shown.HEALTH}),
-        Route("HEAD", "/healthz", cluster.health, always=True, query=_HEALTH, gives={200: shown.HEALTH}),
+        Route("GET", "/healthz", cluster.health, Need.HEALTH, always=True, query=_HEALTH, gives={200: shown.HEALTH}),
+        Route("HEAD", "/healthz", cluster.health, Need.HEALTH, always=True, query=_HEALTH, gives={200: shown.HEALTH}),
         Route(
             "GET",
             "/readyz",
             cluster.readiness,
+            Need.NOTHING,
             always=True,
             gives={200: shown.PLAIN},
             problems=("no-leader", "stopping"),
@@ -322,23 +496,25 @@ def routes() -> list[Route]:
             "HEAD",
             "/readyz",
             cluster.readiness,
+            Need.NOTHING,
             always=True,
             gives={200: shown.PLAIN},
             problems=("no-leader", "stopping"),
         ),
-        Route("GET", "/metrics", metrics.scrape, always=True, gives={200: shown.METRICS}),
+        Route("GET", "/metrics", metrics.scrape, Need.TOKEN, always=True, gives={200: shown.METRICS}),
         Route(
             "GET",
             "/metrics/detailed",
             metrics.scrape_detailed,
+            Need.LISTED,
             always=True,
             query=frozenset({"queue", "prefix"}),
             gives={200: shown.METRICS},
         ),
-        Route("GET", "/openapi.json", openapi.read, gives={200: shown.DOCUMENT}),
-        Route("GET", "/docs", docs_page.read, gives={200: shown.PAGE}),
-        Route("GET", "/docs/{asset}", docs_page.asset, gives={200: shown.ASSET}, problems=("not-found",)),
-        Route("GET", "/", cluster.welcome, gives={200: shown.PLAIN}),
+        Route("GET", "/openapi.json", openapi.read, Need.TOKEN, gives={200: shown.DOCUMENT}),
+        Route("GET", "/docs", docs_page.read, Need.TOKEN, gives={200: shown.PAGE}),
+        Route("GET", "/docs/{asset}", docs_page.asset, Need.TOKEN, gives={200: shown.ASSET}, problems=("not-found",)),
+        Route("GET", "/", cluster.welcome, Need.NOTHING, gives={200: shown.PLAIN}),
     ]
 
 
@@ -359,6 +535,10 @@ class Api:
         self.in_flight = 0
         #: The WebSockets.
         self.connections: set[Connection] = set()
+        self.watch_of_tokens = auth.Watch(self)
+        self.audit = audit.Audit()
+        #: Operations of streams that were answered `forbidden`.
+        self.forbidden = 0
         self.events = events.Events(self)
         self._watched: dict[web.RequestHandler, Callable[[], object]] = {}
         self._idle = asyncio.Event()
@@ -367,10 +547,17 @@ class Api:
 
     # Life
 
-    async def start(self, bound: socket.socket) -> None:
-        """Listen on a bound socket and answer."""
+    async def start(self, bound: socket.socket, ssl: SSLContext | None = None) -> None:
+        """Listen on a bound socket and answer; with `ssl` by HTTPS alone."""
         self._server = _Server(self)
-        self._listener = await asyncio.get_running_loop().create_server(self._server, sock=bound, backlog=1024)
+        self.leader.secure = ssl is not None
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._server,
+            sock=bound,
+            backlog=1024,
+            ssl=ssl,
+            ssl_handshake_timeout=None if ssl is None else _HANDSHAKE_SECONDS,
+        )
 
     async def drain(self, seconds: float) -> bool:
         """Once `node.stopping` is true: wake the waiters; whether all that was in flight is answered in `seconds`."""
@@ -397,6 +584,7 @@ class Api:
             await self._server.shutdown(_CUT_SECONDS)
         await self.leader.close()
         await self.oldest.close()
+        self.audit.close()
 
     # What the shard tells
 
@@ -444,7 +632,7 @@ class Api:
             answer = _answered(Problem("malformed", f"The body could not be read: {error}", close=True))
         except Exception as error:
             if not call.gone:
-                _log.exception("a request failed", method=request.method, target=call.target[:200])
+                _log.exception("a request failed", method=request.method, target=token.redacted(call.target[:200]))
             detail = f"This is a defect of raftq ({type(error).__name__}); the node logged it."
             answer = _answered(Problem("internal", detail, applied="unknown", close=True))
         finally:
@@ -460,21 +648,33 @@ class Api:
         route, call.parameters = self.routes.find(call.request.method, path)
         call.route = route
         node = self.node
+        call.negotiate()
         if node.stopping and not route.always:
             raise problems.stopping()
+        if node.tokens_required:
+            auth.identify(call, route)
         if mark:
             call.take_query(route.query)
-        call.negotiate()
+        if node.tokens_required and not auth.authorize(call, route):
+            return await self._sent_on(call, route)
         if route.leader and not node.leads():
-            return await self.leader.forward(call, route)
+            return await self._sent_on(call, route)
         try:
             return await route.handler(call)
         except NotLeader:
-            return await self.leader.forward(call, route)
+            return await self._sent_on(call, route)
+
+    async def _sent_on(self, call: Call, route: Route) -> Answer:
+        answer = await self.leader.forward(call, route)
+        call.sent_on = True
+        return answer
 
     def _count(self, call: Call, status: int) -> None:
-        counted = self.unrouted if call.route is None else call.route.answered
+        route = call.route
+        counted = self.unrouted if route is None else route.answered
         counted[status] += 1
+        if not call.sent_on and (status in audit.REFUSALS or (route is not None and route.audited)):
+            self.audit.tell(call, status)
 
 
 def _answered(problem: Problem) -> Answer:

@@ -16,6 +16,7 @@ from raftq.api import names, problems
 from raftq.api.answers import JSON, Answer
 from raftq.api.problems import Problem
 from raftq.api.schemas import Schema
+from raftq.storage.machine.records import TokenRecord
 
 if TYPE_CHECKING:
     from raftq.api.app import Api
@@ -50,7 +51,9 @@ class Call:
         "query",
         "request",
         "route",
+        "sent_on",
         "target",
+        "token",
     )
 
     def __init__(self, api: Api, request: web.BaseRequest) -> None:
@@ -59,6 +62,10 @@ class Call:
         self.api = api
         self.node = api.node
         self.request = request
+        #: None as long as nobody asked for it, and where none is needed.
+        self.token: TokenRecord | None = None
+        #: Another node answers it.
+        self.sent_on = False
         #: None until it is found.
         self.route: Route | None = None
         #: Path and query as they came.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from raftq.api import names, sockets
+from raftq.api import auth, names, sockets
 from raftq.api.answers import Answer
 from raftq.api.call import Call
 from raftq.api.frames import FORMATS, Format
@@ -47,13 +47,13 @@ async def watch(call: Call) -> Answer:
         names.queue_key(prefix, "query.prefix")
     protocol = sockets.protocol_of(call)
     socket = await sockets.accept(call, _FRAME_BYTES_MAX)
-    await Watcher(call.api, socket, FORMATS[protocol], prefix).serve()
+    await Watcher(call, socket, FORMATS[protocol], prefix).serve()
     return Upgraded()
 
 
 class Watcher(Connection):
-    def __init__(self, api: Api, socket: web.WebSocketResponse, form: Format, prefix: str) -> None:
-        super().__init__(api, socket)
+    def __init__(self, call: Call, socket: web.WebSocketResponse, form: Format, prefix: str) -> None:
+        super().__init__(call, socket)
         self._format = form
         #: Of the keys of the queues that it is told of.
         self._prefix = f"{names.namespace()}/{prefix}"
@@ -62,10 +62,11 @@ class Watcher(Connection):
         self._something = asyncio.Event()
 
     def offer(self, event: dict[str, Any]) -> None:
-        """Send it, if it is of the cluster or of a queue with the prefix; drop it when too many wait."""
+        """Send it, if it is of the cluster, or of a queue with the prefix that the token may see; drop it when too many
+        wait."""
         key = event.get("queue")
         if key is not None:
-            if not key.startswith(self._prefix):
+            if not key.startswith(self._prefix) or not self._may_see(key):
                 return
             event = event | {"queue": names.queue_name(key)}
         if self._dropped or len(self._waiting) >= WAITING_MAX:
@@ -73,6 +74,9 @@ class Watcher(Connection):
             return
         self._waiting.append(event)
         self._something.set()
+
+    def _may_see(self, key: str) -> bool:
+        return self.token is None or auth.may(self.api, self.token, None, *names.parts(key))
 
     async def serve(self) -> None:
         """Until it has ended, on whichever side."""

@@ -7,7 +7,9 @@ no leader. What is said of its outcome is true: `applied: no` only of a read, or
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Callable
+from typing import Literal
 from urllib.parse import quote
 
 import aiohttp
@@ -64,6 +66,10 @@ class Leader:
     def __init__(self, wait_seconds: float) -> None:
         read = wait_seconds + _SPARE_SECONDS
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=read)
+        #: How to trust a leader at https, asked for every request; None: as the system does.
+        self.ssl: Callable[[], ssl.SSLContext] | None = None
+        #: This node is reached by TLS alone.
+        self.secure = False
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -76,6 +82,16 @@ class Leader:
             self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout, auto_decompress=False)
         return self._session
 
+    def trust(self) -> ssl.SSLContext | Literal[True]:
+        """For a connection to the leader."""
+        return True if self.ssl is None else self.ssl()
+
+    def check_way(self, call: Call, url: str) -> None:
+        """A token that came by TLS does not go on without. Raises Problem 503."""
+        if self.secure and hdrs.AUTHORIZATION in call.request.headers and not url.startswith("https:"):
+            detail = f"The leader at {url} has no TLS yet, and a token is not sent there from here. Retry."
+            raise Problem("unreachable-leader", detail, retry_after=1)
+
     async def forward(self, call: Call, route: Route) -> Answer:
         """Raises Problem 503."""
         headers = call.request.headers
@@ -86,6 +102,7 @@ class Leader:
         return await self._proxied(call, route, url) if proxied else _redirected(call, url)
 
     async def _proxied(self, call: Call, route: Route, url: str) -> Answer:
+        self.check_way(call, url)
         limits = call.node.limits
         body = await call.read(limits.batch_bytes if route.large else limits.request_bytes)
         sent = asyncio.ensure_future(self._send(call, route, url, body))
@@ -111,6 +128,7 @@ class Leader:
                 # One without a type is JSON: it must not become octet-stream on its way.
                 skip_auto_headers=[hdrs.CONTENT_TYPE],
                 allow_redirects=False,
+                ssl=self.trust(),
             ) as response:
                 return _returned(response, await response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:

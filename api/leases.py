@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from raftq.api import bodies, names, problems, schemas
+from raftq.api import auth, bodies, names, problems, schemas
 from raftq.api.answers import JSON, Answer
 from raftq.api.call import Call
 from raftq.api.proposals import propose, request_of
@@ -97,6 +97,7 @@ async def _poll(call: Call, command: commands.Lease, waiter: Waiter, wait_second
     now = asyncio.get_running_loop().time
     until = now() + wait_seconds
     while True:
+        auth.check_still(call)
         try:
             view = await shard.read()
         except NotLeader:

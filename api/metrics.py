@@ -182,6 +182,10 @@ def _of_node() -> Iterator[Family]:
     yield _gauge("raftq_ready", "1 when this node can serve writes, or reach who can.", lambda s: s.status.ready)
     yield Family("raftq_role", "gauge", "1 for the role of this node.", _roles, ("node", "role"))
     yield Family("raftq_requests_total", "counter", "Requests answered.", _requests, ("method", "route", "status"))
+    text = (
+        "Operations of streams refused, since the token lacks the scope. Requests: raftq_requests_total, 401 and 403."
+    )
+    yield Family("raftq_stream_forbidden_total", "counter", text, _one(lambda s: s.api.forbidden))
     yield _gauge("raftq_requests_in_flight", "Requests being answered.", lambda s: s.api.in_flight)
     yield _gauge("raftq_waiters", "Leases that wait for a message.", lambda s: s.api.waiters.waiting())
     text = (

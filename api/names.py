@@ -21,6 +21,11 @@ _NAME_CHARACTERS = frozenset(ascii_letters + digits + "._-")
 
 #: What every name matches.
 NAME_PATTERN = rf"^(?!\.\.?$)[A-Za-z0-9._-]{{1,{NAME_CHARACTERS_MAX}}}$"
+#: What the names of a grant match, and the namespace of a token.
+NAMES_PATTERN = (
+    rf"^(?!\.\.?$)([A-Za-z0-9._-]{{1,{NAME_CHARACTERS_MAX}}}|[A-Za-z0-9._-]{{0,{NAME_CHARACTERS_MAX - 1}}}\*)$"
+)
+NAMESPACES_PATTERN = rf"^(?!\.\.?$)([A-Za-z0-9._-]{{1,{NAME_CHARACTERS_MAX}}}|\*)$"
 #: What every receipt matches.
 RECEIPT_PATTERN = r"^(0|[1-9][0-9]{0,17})\.(0|[1-9][0-9]{0,17})\.(0|[1-9][0-9]{0,2})$"
 #: Request ids and dedup ids.
@@ -37,7 +42,9 @@ _namespace: ContextVar[str] = ContextVar("namespace", default=NAMESPACE)
 
 def enter(namespace: str | None) -> None:
     """All that is served in this context from here on is of this namespace; None: the default. Raises Problem 422."""
-    _namespace.set(NAMESPACE if namespace is None else checked_name(NAMESPACE_HEADER, namespace))
+    _namespace.set(NAMESPACE)
+    if namespace is not None:
+        _namespace.set(checked_name(NAMESPACE_HEADER, namespace))
 
 
 def namespace() -> str:
@@ -57,15 +64,25 @@ def _key(namespace: str, name: str, field: str) -> QueueKey:
 
 def checked_name(field: str, name: str) -> str:
     """As `queue_key` says. Raises Problem 422."""
-    if not 0 < len(name) <= NAME_CHARACTERS_MAX or not _NAME_CHARACTERS.issuperset(name) or name in (".", ".."):
+    if not is_name(name):
         raise problems.invalid(
             field, f"a name is 1 to {NAME_CHARACTERS_MAX} of A-Z a-z 0-9 . _ - and not {name[:40]!r}"
         )
     return name
 
 
+def is_name(text: str) -> bool:
+    return 0 < len(text) <= NAME_CHARACTERS_MAX and _NAME_CHARACTERS.issuperset(text) and text not in (".", "..")
+
+
 def queue_name(key: QueueKey) -> str:
     return key.partition("/")[2]
+
+
+def parts(key: QueueKey) -> tuple[str, str]:
+    """Namespace and name."""
+    namespace, _, name = key.partition("/")
+    return namespace, name
 
 
 def checked_id(field: str, value: str) -> str:

@@ -22,6 +22,7 @@ import msgspec
 from raftq.api import names, problems
 from raftq.api.answer_schemas import Media, ProblemShown
 from raftq.api.answers import JSON, Answer
+from raftq.api.auth import Need
 from raftq.api.call import FORWARD, MSGPACK, Call
 from raftq.api.ports import Limits
 from raftq.api.reads import PAGE_MAX
@@ -31,7 +32,7 @@ from raftq.api.schemas import LEASE_SECONDS_MAX, Schema
 NAME = {"type": "string", "pattern": names.NAME_PATTERN}
 #: Parameters of paths that are no names.
 PATH: dict[str, Any] = {
-    "id": {"type": "string", "description": "A message id, as enqueue and lease give it.", "example": "1-0-1"},
+    "id": {"type": "string", "description": "As the answer gave it that made it.", "example": "1-0-1"},
     "receipt": {"type": "string", "pattern": names.RECEIPT_PATTERN, "description": "As the lease gave it."},
     "asset": {"type": "string", "description": "A file of the page."},
 }
@@ -79,6 +80,7 @@ _QUEUE = {"queue": "$request.path.queue"}
 _TOPIC = {"topic": "$request.path.topic"}
 _SUBSCRIPTION = _TOPIC | _QUEUE
 _SCHEDULE = {"schedule": "$request.path.schedule"}
+_MADE = {"id": "$response.body#/id"}
 _FIRST = "$response.body#/messages/0/"
 _RECEIPTS = [f"{_FIRST}receipt"]
 LINKS: dict[str, dict[int, dict[str, tuple[str, dict[str, str], Any]]]] = {
@@ -134,6 +136,7 @@ LINKS: dict[str, dict[int, dict[str, tuple[str, dict[str, str], Any]]]] = {
         status: {"read": ("schedules_read", _SCHEDULE, None), "remove": ("schedules_remove", _SCHEDULE, None)}
         for status in (200, 201)
     },
+    "tokens_create": {201: {"read": ("tokens_read", _MADE, None), "revoke": ("tokens_revoke", _MADE, None)}},
     "curl_take_one": {
         200: {"ack": ("curl_ack", _QUEUE | {"receipt": "$response.header.Raftq-Receipt"}, None)},
     },
@@ -146,6 +149,8 @@ _PARAMETERS = re.compile(r"{(\w+)}")
 _PLACE = re.compile(r"[A-Z]+ /\S*[^\s:,.]?[:,.]?\s*")
 _CLASS = re.compile(r"^class (\w+).*\n((?:(?:[ )].*)?\n)*)", re.MULTILINE)
 _FIELD = re.compile(r"((?:^ *#: ?.*\n)+)^ *(\w+):", re.MULTILINE)
+#: The security scheme.
+_TOKEN = "token"  # noqa: S105 - its name
 _REF = "#/components/schemas/{name}"
 
 
@@ -154,20 +159,23 @@ async def read(call: Call) -> Answer:
     api = call.api
     if api.document is None:
         # Once, and not in the loop: that would hold up a leader's heartbeats.
-        made = await asyncio.to_thread(document, api.routes.all, call.node.limits)
+        node = call.node
+        made = await asyncio.to_thread(document, api.routes.all, node.limits, tokens_required=node.tokens_required)
         api.document = msgspec.json.encode(made)
     return Answer(api.document, headers=[("Cache-Control", "no-cache")])
 
 
-def document(routes: Iterable[Route], limits: Limits) -> dict[str, Any]:
-    """Of `routes`, at a node with these limits. What a route lacks is left out: a test tells of it."""
+def document(routes: Iterable[Route], limits: Limits, *, tokens_required: bool = False) -> dict[str, Any]:
+    """Of `routes`, at a node with these limits, that needs tokens or not. What a route lacks is left out: a test tells
+    of it."""
     routes = list(routes)
     schemas = _Schemas(routes)
     ids = operation_ids(routes)
     responses: dict[str, Any] = {}
     paths: dict[str, Any] = defaultdict(dict)
     for route in routes:
-        paths[route.pattern][route.method.lower()] = _operation(route, ids, schemas, responses)
+        operation = _operation(route, ids, schemas, responses)
+        paths[route.pattern][route.method.lower()] = operation | _security(route, tokens_required=tokens_required)
     made = {
         "openapi": "3.1.0",
         "info": {
@@ -180,9 +188,21 @@ def document(routes: Iterable[Route], limits: Limits) -> dict[str, Any]:
         "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in dict.fromkeys(tag(route.handler) for route in routes)],
         "paths": paths,
-        "components": {"schemas": schemas.components, "responses": responses},
+        "components": {
+            "schemas": schemas.components,
+            "responses": responses,
+            "securitySchemes": {_TOKEN: {"type": "http", "scheme": "bearer", "bearerFormat": "rq_..."}},
+        },
     }
     return _with_limits(made, limits)  # type: ignore[no-any-return]
+
+
+def _security(route: Route, *, tokens_required: bool) -> dict[str, Any]:
+    """Where a node needs no tokens, it takes requests with one all the same."""
+    if route.needs is Need.NOTHING:
+        return {"security": []}
+    without = not tokens_required or route.needs is Need.HEALTH
+    return {"security": [{_TOKEN: []}, *([{}] if without else [])], "x-raftq-needs": route.needs.value}
 
 
 def tag(handler: Handler) -> str:
@@ -249,6 +269,8 @@ def sent_on(route: Route) -> bool:
 def kinds(route: Route) -> list[str]:
     """The problems that may be answered: those that follow from what the route is, and its own."""
     found = ["malformed", "invalid", "internal", *route.problems]
+    if route.needs is not Need.NOTHING:
+        found += ["unauthorized", "forbidden"]
     if not route.always:
         found.append("stopping")
     if route.takes is not None or sent_on(route):
@@ -282,7 +304,14 @@ def _failure(status: int, alike: list[str]) -> dict[str, Any]:
     types = {"properties": {"type": {"enum": [problems.TYPES + kind for kind in alike]}, "status": {"const": status}}}
     told = "; ".join(f"`{kind}`: {problems.KINDS[kind][1]}" for kind in alike)
     schema = {"allOf": [{"$ref": _REF.format(name=ProblemShown.__name__)}, types]}
-    headers = {307: "Location", 405: "Allow", 429: "Retry-After", 503: "Retry-After", 507: "Retry-After"}
+    headers = {
+        307: "Location",
+        401: "WWW-Authenticate",
+        405: "Allow",
+        429: "Retry-After",
+        503: "Retry-After",
+        507: "Retry-After",
+    }
     made = {"description": told, "content": {problems.CONTENT_TYPE: {"schema": schema}}}
     if status in headers:
         made["headers"] = {headers[status]: {"schema": {"type": "string"}}}

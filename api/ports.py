@@ -78,6 +78,11 @@ class Node(Protocol):
         """New work is refused with 503; what is in flight is answered."""
         ...
 
+    @property
+    def tokens_required(self) -> bool:
+        """Every request needs a token. The same for the life of the node."""
+        ...
+
     def leads(self) -> bool:
         """This node believes that it leads. Cheap, asked for every write: others are sent on before they are decoded.
         It may be wrong: the shard decides."""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from raftq.api import token
 from raftq.replication import shard
 
 #: Problem types are stable; documents stand at these addresses.
@@ -23,6 +24,8 @@ Applied = Literal["no", "unknown"]
 #: Slug -> (status, title).
 KINDS = {
     "malformed": (400, "The request could not be read"),
+    "unauthorized": (401, "The request has no token that is good"),
+    "forbidden": (403, "The token may not do this"),
     "not-leader": (307, "Another node leads"),
     "not-found": (404, "There is nothing at this path"),
     "unknown-queue": (404, "There is no such queue"),
@@ -31,6 +34,7 @@ KINDS = {
     "unknown-subscription": (404, "There is no such subscription"),
     "unknown-schedule": (404, "There is no such schedule"),
     "unknown-redrive": (404, "There was no redrive of this queue"),
+    "unknown-token": (404, "There is no such token"),
     "unknown-node": (404, "There is no such node in the cluster"),
     "method-not-allowed": (405, "This path does not take this method"),
     "timeout": (408, "The request did not arrive in time"),
@@ -82,7 +86,7 @@ class Problem(Exception):
         return msgspec.json.encode(self.document())
 
     def document(self) -> dict[str, Any]:
-        """Text that came from the client may hold what is no Unicode; it is replaced."""
+        """Text that came from the client may hold what is no Unicode; it is replaced, as is the secret of a token."""
         return {
             "type": TYPES + self.kind,
             "title": self.title,
@@ -97,11 +101,13 @@ class Problem(Exception):
             headers.append(("Retry-After", str(self.retry_after)))
         if self.allow is not None:
             headers.append(("Allow", self.allow))
+        if self.status == 401:
+            headers.append(("WWW-Authenticate", "Bearer"))
         return headers
 
 
 def _clean(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
+    return token.redacted(text.encode("utf-8", "replace").decode())
 
 
 def invalid(field: str, detail: str) -> Problem:
@@ -149,6 +155,8 @@ def refused(reason: str, detail: str, queue: str) -> Problem:
         return unknown_subscription(detail.partition(" ")[0])
     if reason == "unknown_message":
         return unknown_message()
+    if reason == "unknown_token":
+        return unknown_token()
     if reason == "unknown_redrive":
         return unknown_redrive()
     if reason == "invalid":
@@ -164,6 +172,12 @@ def refused(reason: str, detail: str, queue: str) -> Problem:
 def unknown_message() -> Problem:
     detail = "It was settled or removed, or never was. A purge makes older ids mean nothing, as does a new queue."
     return Problem("unknown-message", detail)
+
+
+def unknown_token() -> Problem:
+    """Whatever was given may be a whole token: it is not repeated."""
+    detail = "There is no token of this id: it was revoked, or never was. An id is the 12 characters after rq_."
+    return Problem("unknown-token", detail)
 
 
 def unknown_redrive() -> Problem:

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import UNSET
 
-from raftq.api import names, problems, schemas, stats
+from raftq.api import auth, names, problems, schemas, stats
 from raftq.api.answers import Answer
 from raftq.api.call import Call
 from raftq.api.proposals import propose
@@ -21,7 +21,7 @@ async def define(call: Call) -> Answer:
     """PUT /v1/queues/{queue}: Define a queue. What is not given takes its default."""
     queue = call.queue
     given = await call.decode(schemas.QUEUE)
-    settings, _ = _settings(queue, given)
+    settings, _ = _settings(call, given)
     command = commands.DefineQueue(queue, settings, partitions=_partitions(queue, given))
     reply, _ = await propose(call, command, replies.QueueDefined, queue)
     partitions = call.node.shard.stale().partitions(queue)
@@ -39,7 +39,7 @@ async def change(call: Call) -> Answer:
     """PATCH /v1/queues/{queue}: Change the settings that are given. The others stay."""
     queue = call.queue
     given = await call.decode(schemas.QUEUE)
-    settings, only = _settings(queue, given)
+    settings, only = _settings(call, given)
     return await put(call, settings, only, _partitions(queue, given))
 
 
@@ -51,15 +51,18 @@ async def put(call: Call, settings: QueueSettings, only: list[str], partitions: 
     return call.answer(_described(queue, reply.settings or settings, call.node.shard.stale().partitions(queue)))
 
 
-def _settings(queue: str, given: QueueGiven) -> tuple[QueueSettings, list[str]]:
-    """The settings, with the defaults of those not given, and the names of those that are. Raises Problem 422."""
+def _settings(call: Call, given: QueueGiven) -> tuple[QueueSettings, list[str]]:
+    """The settings, with the defaults of those not given, and the names of those that are. Raises Problem 403, 422."""
     values: dict[str, Any] = {}
     for name in given.__struct_fields__:
         value = getattr(given, name)
         if value is not UNSET and name != "partitions":
             field, read = _READ.get(name, (name, _same))
             values[field] = None if value is None else read(value)
-    if values.get("dead_letter_queue") == queue:
+    if isinstance(given.dead_letter_queue, str):
+        # Its letters are put there in the name of who says so.
+        auth.require(call, "produce", given.dead_letter_queue)
+    if values.get("dead_letter_queue") == call.queue:
         raise problems.invalid("dead_letter_queue", "name another queue: this one cannot be its own")
     given_ones = {field: value for field, value in values.items() if value is not None}
     return QueueSettings(**given_ones), list(values)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from raftq.api import names, problems, schemas, topics
+from raftq.api import auth, names, problems, schemas, topics
 from raftq.api.answers import Answer
 from raftq.api.call import Call
 from raftq.api.proposals import propose, request_of
@@ -19,6 +19,8 @@ async def begin(call: Call) -> Answer:
     It goes on by itself."""
     queue = call.queue
     given = await call.decode(schemas.REDRIVE)
+    if given.to is not None:
+        auth.require(call, "produce", given.to)
     command = commands.Redrive(
         queue,
         None if given.to is None else names.queue_key(given.to, "to"),

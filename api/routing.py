@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 from raftq.api.answer_schemas import Media
 from raftq.api.answers import Answer
+from raftq.api.auth import Need
 from raftq.api.call import Call
 from raftq.api.problems import Problem
 from raftq.api.schemas import Schema
@@ -25,12 +26,16 @@ class Route:
     method: str
     pattern: str
     handler: Handler
+    #: Of the token of its requests. It has no default: a new route says it.
+    needs: Need
     #: The query parameters that it takes; any other is answered 422.
     query: frozenset[str] = frozenset()
     #: Only the leader can do it: elsewhere it is redirected or proxied before it is read.
     leader: bool = False
     #: A client that cannot follow a redirect uses it (curl): always proxied.
     proxied: bool = False
+    #: A WebSocket whose handler passes it on to the leader by itself.
+    relayed: bool = False
     #: The request may hold as much as a batch of messages.
     large: bool = False
     #: Answered by a node that is stopping, too.
@@ -43,6 +48,15 @@ class Route:
     problems: tuple[str, ...] = ()
     #: Answers by status, for `/metrics`.
     answered: Counter[int] = field(default_factory=Counter)
+    #: Its requests go into the audit log, whatever comes of them.
+    audited: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.audited = self.needs in (Need.ADMIN, Need.CLUSTER)
+
+    def is_sent_on(self, call: Call) -> bool:
+        """By a node that does not lead, to the leader."""
+        return self.leader or ("consistency" in self.query and call.query.get("consistency") != "stale")
 
 
 class _Branch:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from raftq.api import bodies, names, problems, schemas
+from raftq.api import auth, bodies, names, problems, schemas
 from raftq.api.answers import JSON, Answer
 from raftq.api.call import Call
 from raftq.api.parts import parts_of
@@ -40,11 +40,12 @@ async def define(call: Call) -> Answer:
 
 
 def _schedule(call: Call, given: ScheduleGiven) -> Schedule:
-    """Raises Problem 413 or 422."""
+    """Raises Problem 403, 413 or 422."""
     if (given.cron is None) == (given.interval_seconds is None):
         raise problems.invalid("cron", "give either cron or interval_seconds")
     if (given.queue is None) == (given.topic is None):
         raise problems.invalid("queue", "give either queue or topic: where the message goes")
+    auth.require(call, "produce", given.queue or given.topic or "")
     try:
         field = "cron"
         if given.cron is not None:

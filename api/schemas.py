@@ -12,7 +12,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from raftq.api import names
-from raftq.storage.machine.commands import REASON_BYTES_MAX
+from raftq.storage.machine.commands import REASON_BYTES_MAX, Scope
+from raftq.storage.machine.tokens import GRANTS_MAX
 
 T = TypeVar("T")
 
@@ -309,6 +310,24 @@ class NodeGiven(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     replaces: str | None = None
 
 
+class GrantGiven(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """One scope on the queues, topics and schedules of some names."""
+
+    scope: Scope
+    #: A name, or what names begin with and `*`; `*` is all.
+    names: Annotated[str, Meta(extra_json_schema={"pattern": names.NAMES_PATTERN})]
+
+
+class TokenGiven(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    #: For people.
+    name: Name
+    grants: Annotated[list[GrantGiven], Meta(extra_json_schema={"minItems": 1, "maxItems": GRANTS_MAX})]
+    #: The one that it is good for; `*` is all.
+    namespace: Annotated[str, Meta(extra_json_schema={"pattern": names.NAMESPACES_PATTERN})] = names.NAMESPACE
+    #: From now on; by default it is good until it is revoked.
+    expires_seconds: Annotated[float, Meta(ge=1, le=RETENTION_SECONDS_MAX)] | None = None
+
+
 class Schema(Generic[T]):
     """The decoders of one struct, built once."""
 
@@ -335,6 +354,7 @@ SCHEDULE = Schema(ScheduleGiven)
 TRANSACT = Schema(TransactGiven)
 TRANSFER = Schema(TransferGiven)
 NODE = Schema(NodeGiven)
+TOKEN = Schema(TokenGiven)
 
 
 def milliseconds(seconds: float) -> int:

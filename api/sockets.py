@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 from aiohttp import WSCloseCode, hdrs, web
@@ -17,9 +17,6 @@ from raftq.api.answers import Answer
 from raftq.api.call import Call
 from raftq.api.frames import FORMATS
 from raftq.api.problems import Problem
-
-if TYPE_CHECKING:
-    from raftq.api.app import Api
 
 #: A client that stays silent so long is sent a ping, and has half as long to answer.
 HEARTBEAT_SECONDS = 20.0
@@ -80,8 +77,12 @@ async def accept(call: Call, bytes_max: int) -> web.WebSocketResponse:
 class Connection:
     """A WebSocket that the Api knows, from its handshake until its end."""
 
-    def __init__(self, api: Api, socket: web.WebSocketResponse) -> None:
-        self.api, self.socket = api, socket
+    def __init__(self, call: Call, socket: web.WebSocketResponse) -> None:
+        self.api, self.socket = call.api, socket
+        #: It ends when that is good no more. None: none is needed, or the leader looks after it.
+        self.token = call.token
+        if self.token is not None:
+            self.api.watch_of_tokens.begin()
         #: It ends: nothing more is taken in.
         self.ending = False
         self._end: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()

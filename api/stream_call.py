@@ -24,6 +24,7 @@ class StreamCall(Call):
         super().__init__(stream.api, stream.request)
         self.parameters = [queue]
         self.content_type = self.answer_type = stream.format.content_type
+        self.token, self.route = stream.token, stream.route
         self._stream = stream
         self.given = given
         #: The subscription that it is for has ended.

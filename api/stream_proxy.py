@@ -14,27 +14,34 @@ import aiohttp
 import msgspec
 from aiohttp import ClientWSTimeout, WSCloseCode, WSMsgType, web
 
-from raftq.api import leader, problems, sockets
+from raftq.api import auth, leader, problems, sockets
 from raftq.api.answers import JSON, Answer
 from raftq.api.call import Call
 from raftq.api.frames import FORMATS, Format, Id
 from raftq.api.problems import Problem
 from raftq.api.sockets import END_SECONDS, HEARTBEAT_SECONDS, Connection, Upgraded
 
-#: The client's own mistakes, which the leader names as it closes.
+#: The client's own mistakes, and the end of its token, which the leader names as it closes.
 _PASSED_ON = frozenset(
-    (WSCloseCode.OK, WSCloseCode.UNSUPPORTED_DATA, WSCloseCode.INVALID_TEXT, WSCloseCode.MESSAGE_TOO_BIG)
+    (
+        WSCloseCode.OK,
+        WSCloseCode.UNSUPPORTED_DATA,
+        WSCloseCode.INVALID_TEXT,
+        WSCloseCode.POLICY_VIOLATION,
+        WSCloseCode.MESSAGE_TOO_BIG,
+    )
 )
 
 
 async def stream(call: Call) -> Answer:
-    """Raises Problem 400 and 503."""
+    """Raises Problem 400, 401 and 503."""
     sockets.check_upgrade(call)
     protocol = sockets.protocol_of(call)
     headers = call.request.headers
     url = call.node.leader_url()
     if url is None or leader.FORWARDED in headers:
         raise problems.no_leader()
+    call.api.leader.check_way(call, url)
     sent = [(name, value) for name, value in headers.items() if leader.is_sent(name)]
     try:
         upstream = await call.api.leader.session().ws_connect(
@@ -45,8 +52,11 @@ async def stream(call: Call) -> Answer:
             timeout=ClientWSTimeout(ws_close=END_SECONDS),
             max_msg_size=0,
             decode_text=False,
+            ssl=call.api.leader.trust(),
         )
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        if isinstance(error, aiohttp.WSServerHandshakeError) and error.status == 401:
+            raise auth.unknown() from error
         detail = f"The leader at {url} could not be reached ({error}). Retry."
         raise Problem("unreachable-leader", detail, retry_after=1) from error
     try:
@@ -99,7 +109,7 @@ class Proxied(Connection):
         url: str,
         form: Format,
     ) -> None:
-        super().__init__(call.api, socket)
+        super().__init__(call, socket)
         self._node, self._upstream, self._url, self._format = call.node, upstream, url, form
         self._ids = _Ids(form)
         #: Sent to the leader, and not answered.

@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from raftq.api import frames, leases, names, problems, runs, settlements, sockets, stream_proxy
+from raftq.api import auth, frames, leases, names, problems, runs, settlements, sockets, stream_proxy
 from raftq.api.answers import Answer
 from raftq.api.call import Call
 from raftq.api.frames import FORMATS, AddCredit, Bad, Enqueue, Format, Settlement, Subscribe, Unsubscribe
@@ -32,6 +32,7 @@ from raftq.api.stream_call import StreamCall
 from raftq.api.subscriptions import Subscriptions
 from raftq.replication.shard import Committed, NotLeader, ShardError, Stopping
 from raftq.storage.machine import replies
+from raftq.storage.machine.commands import Scope
 
 IN_FLIGHT_MAX = 1024
 PROPOSED_BYTES_MAX = 8 * 1024 * 1024
@@ -66,8 +67,8 @@ async def stream(call: Call) -> Answer:
 
 class Stream(Connection):
     def __init__(self, call: Call, socket: web.WebSocketResponse, form: Format) -> None:
-        super().__init__(call.api, socket)
-        self.node, self.request, self.format = call.node, call.request, form
+        super().__init__(call, socket)
+        self.node, self.request, self.route, self.format = call.node, call.request, call.route, form
         #: What waits for messages, to be told of the end, and the call that it is of.
         self.watching: dict[Callable[[], object], StreamCall] = {}
         self._loop = asyncio.get_running_loop()
@@ -189,7 +190,11 @@ class Stream(Connection):
 
     def _propose(self, operations: Sequence[Any]) -> None:
         try:
-            run = runs.of(StreamCall(self, operations[0].queue, operations[0]), operations)
+            call = self._call(operations[0])
+        except Exception as error:
+            return self._refuse(operations, self.problem_of(error))
+        try:
+            run = runs.of(call, operations)
             if run is None:
                 for operation in operations:
                     self._do_later(operation)
@@ -252,8 +257,22 @@ class Stream(Connection):
             case Unsubscribe():
                 return self.format.encode(await self._subscriptions.unsubscribe(operation))
             case _:
-                answer = await _HANDLERS[type(operation)](StreamCall(self, operation.queue, operation))
+                answer = await _HANDLERS[type(operation)](self._call(operation))
                 return answer.body
+
+    def _call(self, operation: Any) -> StreamCall:
+        """For the operation, and those that are like it. Raises Problem 403."""
+        call = StreamCall(self, operation.queue, operation)
+        self.require(call, "produce" if type(operation) is Enqueue else "consume")
+        return call
+
+    def require(self, call: StreamCall, scope: Scope) -> None:
+        """On the call's queue. Raises Problem 403."""
+        try:
+            auth.require(call, scope, call.parameters[0])
+        except Problem as problem:
+            self.api.audit.tell(call, problem.status, call.given.__struct_config__.tag, call.parameters[0])
+            raise
 
     def problem_of(self, error: BaseException) -> Problem:
         """What a client reads of anything that can be raised for an operation."""
@@ -284,6 +303,8 @@ class Stream(Connection):
 
     def _refuse(self, operations: Sequence[Any], problem: Problem) -> None:
         self._answers += len(operations)
+        if problem.kind == "forbidden":
+            self.api.forbidden += len(operations)
         self.say([self.format.problem(operation.id, problem) for operation in operations])
 
     def say(self, items: list[bytes]) -> None:

@@ -80,6 +80,7 @@ class Subscriptions:
         """Raises Problem and ShardError."""
         stream = self._stream
         call = StreamCall(stream, given.queue, given)
+        stream.require(call, "consume")
         queue = call.queue
         if given.id in self._all:
             raise Problem("conflict", "There is a subscription of this id on this connection: choose another.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from raftq.api import messages, names, problems, schemas
+from raftq.api import auth, messages, names, problems, schemas
 from raftq.api.answers import Answer
 from raftq.api.call import Call
 from raftq.api.parts import parts_of
@@ -70,6 +70,8 @@ async def subscribe(call: Call) -> Answer:
     """PUT /v1/topics/{topic}/subscriptions/{queue}: Subscribe a queue, or change the filter of its subscription.
     A queue that does not exist is created."""
     topic, queue = _topic(call), _queue(call)
+    # Who publishes needs no right on the queue: who subscribes it does.
+    auth.require(call, "produce", call.parameters[1])
     given = await call.decode(schemas.SUBSCRIPTION)
     text = filter_text(given.filter)
     reply, _ = await propose(call, commands.Subscribe(topic, queue, text), replies.TopicDefined, topic)

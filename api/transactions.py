@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, NoReturn
 
-from raftq.api import bodies, messages, names, problems, schemas
+from raftq.api import auth, bodies, messages, names, problems, schemas
 from raftq.api.answers import Answer
 from raftq.api.call import Call
 from raftq.api.parts import parts_of
@@ -48,12 +49,23 @@ async def transact(call: Call) -> Answer:
         raise problems.invalid("operations", "give at least one")
     _check_limits(call, given.operations)
     plans = [_plan(call, f"operations[{at}]", one) for at, one in enumerate(given.operations)]
-    request = request_of(given.request_id, given.request_seconds)
+    request = _request_of(call, given)
     command = commands.Transact(names.namespace(), [one for plan in plans for one in plan.commands], request)
     reply, committed = await propose(call, command, replies.Transacted, "")
     if reply.obstacles:
         _refuse(plans, reply)
     return call.answer({"operations": _done(plans, reply), "index": committed.index})
+
+
+def _request_of(call: Call, given: schemas.TransactGiven) -> commands.Request | None:
+    """Where tokens are needed, a request id is one of the queues that are used, and of what is done with each: so that
+    nobody is answered for, or kept from, what he may not do himself. Raises Problem 422."""
+    request = request_of(given.request_id, given.request_seconds)
+    if request is None or not call.node.tokens_required:
+        return request
+    uses = sorted({f"{kind} {one.queue}" for kind, one in map(_kind_of, given.operations)})
+    used = hashlib.sha256("\n".join(uses).encode()).hexdigest()[:32]
+    return commands.Request(f"{request.id}\0{used}", request.keep_ms)
 
 
 def _kind_of(operation: schemas.OperationGiven, field: str = "") -> tuple[str, EnqueueOperation | SettleOperation]:
@@ -78,6 +90,7 @@ def _plan(call: Call, field: str, operation: schemas.OperationGiven) -> _Planned
     kind, given = _kind_of(operation, field)
     with _within(f"{field}.{kind}"):
         queue = names.queue_key(given.queue)
+        auth.require(call, "produce" if kind == "enqueue" else "consume", given.queue)
         if isinstance(given, EnqueueOperation):
             return _Planned([_enqueue(call, queue, given)], [], len(given.messages))
         if not given.receipts:

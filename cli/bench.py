@@ -26,7 +26,7 @@ from raftq.bench import cluster as bench
 from raftq.bench.load import BODY_CHARACTERS, Latency
 from raftq.bench.measure import percentile
 from raftq.bench.scenarios import BATCH, Figure, figure
-from raftq.node import identity, listening, logs
+from raftq.node import identity, listening, logs, security
 from raftq.node.config import Config
 from raftq.node.local_cluster import LocalCluster
 from raftq.node.node import Node
@@ -88,7 +88,8 @@ async def _leader(local: LocalCluster) -> AsyncIterator[Node]:
         # So that whoever measures the cluster finds this process too.
         state.node(own.id).pid = os.getpid()
     environment = Environment(config.data)
-    node = Node(config, environment, identity.begin(environment, config.cluster_id, config.node_id))
+    me = identity.begin(environment, config.cluster_id, config.node_id)
+    node = Node(config, environment, me, security.load(config))
     await node.start(listening.bind(config.api_listen, "api_listen"))
     try:
         await asyncio.to_thread(bench.wait, bench.Cluster(local.folder).settled, "all nodes are ready")

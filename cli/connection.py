@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -13,18 +14,25 @@ import msgspec
 
 from raftq.client.calls import Patience
 from raftq.client.client import AsyncClient
-from raftq.client.errors import Busy, FileRefused, OutcomeUnknown, Refused, Unavailable
+from raftq.client.errors import Busy, FileRefused, OutcomeUnknown, Refused, Unauthorized, Unavailable
+from raftq.node import secure_folder
 from raftq.node.cluster_file import ClusterFile
 from raftq.node.exits import Exit, Fatal
+from raftq.node.probe import Access
 
 T = TypeVar("T")
 
+_FILE = click.Path(path_type=Path, dir_okay=False)
 DEFAULT_URL = "http://127.0.0.1:7701"
 LOCAL_CLUSTER = Path("data")
 
 
+#: A token is never a flag: a command line can be read by everybody on the machine.
+TOKEN_VARIABLE = "RAFTQ_TOKEN"  # noqa: S105 - its name
+
+
 def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--url and --json."""
+    """--url, --json, --token-file and --ca; the last two go to `ask` by way of click's context."""
     url = click.option(
         "--url",
         envvar="RAFTQ_URL",
@@ -32,7 +40,50 @@ def connection_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help=f"A node, or several after commas.  [default: those of ./data/cluster.json, else {DEFAULT_URL}]",
     )
     as_json = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
-    return url(as_json(command))
+    token = click.option(
+        "--token-file",
+        type=_FILE,
+        callback=remember,
+        expose_value=False,
+        help=f"A file that holds the token.  [default: {TOKEN_VARIABLE} holds it]",
+    )
+    ca = click.option(
+        "--ca",
+        type=_FILE,
+        envvar="RAFTQ_CA",
+        show_envvar=True,
+        callback=remember,
+        expose_value=False,
+        help="The authorities of the nodes' certificates.  [default: that of ./data, else the system's]",
+    )
+    return url(as_json(token(ca(command))))
+
+
+def remember(context: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
+    """For `access`."""
+    if file is not None:
+        context.meta[f"raftq.{parameter.name}"] = file
+    return file
+
+
+def access() -> Access:
+    """As the flags of the command that runs say, then the environment, then the cluster that `raftq up` runs here.
+    Raises Fatal."""
+    given = click.get_current_context().meta
+    ca, data = given.get("raftq.ca"), given.get("raftq.data", LOCAL_CLUSTER)
+    if ca is None and (state := ClusterFile(data).read()) is not None and state.secure:
+        ca = secure_folder.authority(data)
+    return Access(_token(given.get("raftq.token_file")), ca)
+
+
+def _token(file: Path | None) -> str | None:
+    if file is None:
+        return os.environ.get(TOKEN_VARIABLE) or None
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise Fatal(Exit.USAGE, f"cannot read the token in {file}: {why}") from error
 
 
 def urls(given: str | None) -> list[str]:
@@ -58,8 +109,11 @@ def ask(
 ) -> T:
     """What the cluster answers to `question`. Raises Fatal."""
 
+    token, ca_file = access()
+
     async def run() -> T:
-        async with AsyncClient(urls(url), patience=Patience(timeout_seconds=timeout_seconds)) as client:
+        patience = Patience(timeout_seconds=timeout_seconds)
+        async with AsyncClient(urls(url), patience=patience, token=token, ca_file=ca_file) as client:
             return await question(client)
 
     with _fatal(hints or Hints()):
@@ -77,6 +131,9 @@ def _fatal(hints: Hints) -> Iterator[None]:
         raise Fatal(Exit.UNAVAILABLE, f"{error}: {hints.unavailable}") from error
     except OutcomeUnknown as error:
         raise Fatal(Exit.OUTCOME_UNKNOWN, f"{error}: {hints.unknown}") from error
+    except Unauthorized as error:
+        hint = f"give a token: {TOKEN_VARIABLE}, or --token-file FILE"
+        raise Fatal(Exit.REFUSED, f"{error} ({hint})") from error
     except Refused as error:
         raise Fatal(Exit.REFUSED, str(error)) from error
     except FileRefused as error:

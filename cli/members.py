@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from raftq.cli.connection import Hints, ask, connection_options, say_json
+from raftq.cli.connection import Hints, access, ask, connection_options, remember, say_json
 from raftq.cli.local import node_of, running_cluster, wait_for
 from raftq.client.client import AsyncClient
 from raftq.client.models import Cluster, ClusterNode
@@ -34,7 +34,7 @@ _HINTS = Hints(unknown="see with raftq cluster whether it did")
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--data, --url and --json."""
     kind = click.Path(path_type=Path, file_okay=False)
-    data = click.option("--data", type=kind, help="The folder of a cluster that `raftq up` runs.")
+    data = click.option("--data", type=kind, callback=remember, help="The folder of a cluster that `raftq up` runs.")
     return data(connection_options(command))
 
 
@@ -260,7 +260,7 @@ class _Local:
     def _runs(self, node: str, ended: int | None) -> bool:
         """`raftq up` has started it, once the process `ended` has."""
         now = node_of(self._file, node)
-        return now.pid not in (None, ended) and probe.cluster(now.api_url) is not None
+        return now.pid not in (None, ended) and probe.cluster(now.api_url, access=access()) is not None
 
     def _ask_for(self, made: LocalNode, replaces: str | None) -> int | None:
         """The index of the change; None when it was made before an interruption."""

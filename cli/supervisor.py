@@ -113,7 +113,7 @@ class LeaderWatch:
     def _find(self) -> tuple[str, int] | None:
         """(leader, term) as the first node says that knows one of no older term; the last leader is asked first."""
         for node_id in sorted(self._cluster.running, key=lambda node: node != self._leader):
-            answer = probe.cluster(self._cluster.url(node_id), seconds=0.5)
+            answer = probe.cluster(self._cluster.url(node_id), seconds=0.5, access=self._cluster.access)
             if answer and answer["leader"] in self._cluster.running and answer["term"] >= self._term:
                 return answer["leader"], answer["term"]
         return None

@@ -16,7 +16,7 @@ import click
 from raftq.node import probe
 from raftq.node.exits import Exit, Fatal
 from raftq.node.local_cluster import LocalCluster
-from raftq.node.probe import Answer
+from raftq.node.probe import Access, Answer
 from raftq.node.waiting import wait_until
 
 SECONDS = 15.0
@@ -24,8 +24,8 @@ BODY = '{"pay": 250, "to": "ada"}'
 
 
 class Tour:
-    def __init__(self, cluster: LocalCluster) -> None:
-        self._cluster = cluster
+    def __init__(self, cluster: LocalCluster, access: Access) -> None:
+        self._cluster, self._access = cluster, access
         #: New in each tour, and deleted at its end.
         self._queue = f"/v1/queues/tour-{secrets.token_hex(3)}"
 
@@ -36,8 +36,9 @@ class Tour:
         if len(others) < 2:
             _fail("it needs three nodes that run")
         through, third = others[:2]
+        how = "sends us" if self._access.token is None else "passes it"
         self._title(
-            f"{leader} leads. A message is enqueued through a follower, {through}, which sends us on to the leader:"
+            f"{leader} leads. A message is enqueued through a follower, {through}, which {how} on to the leader:"
         )
         message = self._json("POST", through, "/messages", f'{{"body": {BODY}}}', 201)["messages"][0]
         self._kill(leader)
@@ -95,14 +96,14 @@ class Tour:
     def _ask(self, method: str, url: str, body: str | None, expected: tuple[int, ...]) -> Answer:
         """The answer, redirects followed. While there is no leader (503) it is asked again, as a client should."""
         data = "" if body is None else f" --json '{body}'"
-        click.echo(f"$ curl -L{_method_flag(method, body)}{data} {url}")
+        click.echo(f"$ curl -L{curl_flags(self._access)}{_method_flag(method, body)}{data} {url}")
         answer = wait_until(lambda: self._settled(method, url, body), SECONDS, f"an answer of {url}")
         if answer.status not in expected:
             _fail(f"{method} {url} should be answered {expected[0]}")
         return answer
 
     def _settled(self, method: str, url: str, body: str | None) -> Answer | None:
-        answer = _followed(method, url, body)
+        answer = _followed(method, url, body, self._access)
         click.echo(f"{answer.status} {answer.text.strip()}".strip())
         return None if answer.status == 503 else answer
 
@@ -115,16 +116,23 @@ def _method_flag(method: str, body: str | None) -> str:
     return "" if method == ("GET" if body is None else "POST") else f" -X {method}"
 
 
-def _followed(method: str, url: str, body: str | None) -> Answer:
+def curl_flags(access: Access) -> str:
+    """What curl needs for it in bash or zsh: the token from the environment, and not by way of the command line, which
+    everybody on the machine can read."""
+    ca = "" if access.ca_file is None else f" --cacert {access.ca_file}"
+    return ca if access.token is None else f'{ca} -H @<(echo "Authorization: Bearer $RAFTQ_TOKEN")'
+
+
+def _followed(method: str, url: str, body: str | None, access: Access) -> Answer:
     try:
-        answer = probe.ask(method, url, body, seconds=SECONDS)
+        answer = probe.ask(method, url, body, seconds=SECONDS, access=access)
     except OSError as error:
         _fail(f"{url} does not answer: {error}", error)
     if answer.location is None:
         return answer
     there = urljoin(url, answer.location)
     click.echo(f"{answer.status} -> {there}")
-    return _followed(method, there, body)
+    return _followed(method, there, body, access)
 
 
 def _fail(why: str, cause: BaseException | None = None) -> NoReturn:

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 
 from raftq.client.discovery import Discovery, origin
-from raftq.client.errors import Busy, NotFound, OutcomeUnknown, Refused, Unavailable
+from raftq.client.errors import Busy, OutcomeUnknown, Refused, Unavailable, refused
 from raftq.client.models import Cluster
-from raftq.client.transport import Answer, Exchange, Lost, NotSent, Socket, Transport
+from raftq.client.transport import Answer, Distrusted, Exchange, Headers, Lost, NotSent, Socket, Transport
 
 MSGPACK = "application/msgpack"
 #: The last attempt has so long to be answered, or this share of a shorter timeout.
@@ -78,22 +78,35 @@ class Trouble(NamedTuple):
     after_seconds: float = 0.0
     #: The leader took it in, and has no room for it now.
     busy: Busy | None = None
+    #: Who answers there shows no certificate that is trusted, which does not pass by itself.
+    distrusted: bool = False
 
 
 class Caller:
-    def __init__(self, seeds: list[str], transport: Transport, patience: Patience, namespace: str) -> None:
+    def __init__(
+        self,
+        seeds: list[str],
+        transport: Transport,
+        patience: Patience,
+        namespace: str | None = None,
+        token: str | None = None,
+    ) -> None:
         self.patience = patience
-        self.discovery = Discovery(seeds, self._look)
+        self.discovery = Discovery(seeds, self._look, has_token=token is not None)
         self._transport = transport
-        self._headers = {"Accept": MSGPACK, "Raftq-Namespace": namespace}
-        self._body_headers = {**self._headers, "Content-Type": MSGPACK}
+        self._headers = Headers({"Accept": MSGPACK})
+        if namespace is not None:
+            self._headers["Raftq-Namespace"] = namespace
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._body_headers = Headers({**self._headers, "Content-Type": MSGPACK})
 
     async def call(self, call: Call) -> bytes:
         """The body of the successful answer. Raises Refused, Unavailable or OutcomeUnknown."""
         timeout = call.timeout_seconds or self.patience.timeout_seconds
         least = min(_ANSWER_SECONDS, timeout * _ANSWER_SHARE)
         last = _now() + call.wait_seconds + timeout - least
-        maybe, told = False, None
+        maybe, told, distrusted = False, None, 0
         for attempt, delay in enumerate(self.patience.delays()):
             url = self.discovery.choose()
             outcome = await self._attempt(call, url, max(last - _now(), 0.0) + least)
@@ -103,7 +116,9 @@ class Caller:
                 _raise_refusal(outcome, maybe)
             maybe = maybe or (outcome.maybe and not call.reads)
             told = outcome if told is None or outcome.leader is None else told
-            _give_up_if_due(call, told, maybe, _now() >= last)
+            distrusted = distrusted + 1 if outcome.distrusted else 0
+            due = _now() >= last or distrusted > len(self.discovery.nodes())
+            _give_up_if_due(call, told, maybe, due)
             await self._look_for_leader(outcome, url, last)
             # The first redirect is followed at once; later ones may be two nodes that name each other.
             if attempt or outcome.leader is None:
@@ -117,8 +132,9 @@ class Caller:
         does not refuse. Not repeated once it has begun. Raises Refused and Unavailable."""
         error: Refused | Unavailable | None = None
         for url in self.discovery.seeds:
-            if await self._look(url) is None:
-                error = error or Unavailable(f"{url} does not answer")
+            looked = await self._looked(url)
+            if isinstance(looked, Trouble | Refused):
+                error = error or (looked if isinstance(looked, Refused) else Unavailable(looked.why))
                 continue
             try:
                 exchange = Exchange("GET", url + path, self._headers, None, silent_seconds)
@@ -161,28 +177,34 @@ class Caller:
         try:
             answer = await self._transport.send(Exchange(call.method, url + call.path, headers, call.body, timeout))
         except NotSent as error:
-            return Trouble(str(error), maybe=False)
+            return Trouble(str(error), maybe=False, distrusted=isinstance(error, Distrusted))
         except Lost as error:
             return Trouble(f"{url}: {error}", maybe=True)
         return _judge(answer, url)
 
     async def _look_for_leader(self, trouble: Trouble, url: str, until: float) -> None:
         """After `trouble` with `url`, until loop time `until` at most."""
-        if trouble.leader is not None:
-            self.discovery.redirected(trouble.leader)
-        elif trouble.busy is None:  # who is busy leads all the same
-            self.discovery.failed(url)
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(until):
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                if trouble.leader is not None and await self.discovery.redirected(trouble.leader):
+                    return
+                if trouble.busy is None:  # who is busy leads all the same
+                    self.discovery.failed(url)
                     await self.discovery.refresh()
 
     async def _look(self, url: str) -> Cluster | None:
+        looked = await self._looked(url)
+        return looked if isinstance(looked, Cluster) else None
+
+    async def _looked(self, url: str) -> Cluster | Refused | Trouble:
         exchange = Exchange("GET", url + "/v1/cluster", self._headers, None, self.patience.look_seconds)
         try:
-            answer = await self._transport.send(exchange)
-            return msgspec.msgpack.decode(answer.body, type=Cluster) if answer.status == 200 else None
+            outcome = _judge(await self._transport.send(exchange), url)
+            return outcome if not isinstance(outcome, Answer) else msgspec.msgpack.decode(outcome.body, type=Cluster)
+        except Distrusted as error:
+            return Trouble(str(error), maybe=False, distrusted=True)
         except (NotSent, Lost, msgspec.DecodeError):
-            return None
+            return Trouble(f"{url} does not answer", maybe=False)
 
 
 def _judge(answer: Answer, url: str) -> Answer | Refused | Trouble:
@@ -196,7 +218,7 @@ def _judge(answer: Answer, url: str) -> Answer | Refused | Trouble:
         return Trouble(why, maybe=False, after_seconds=_retry_after(answer), busy=Busy(answer.status, problem))
     if answer.status >= 500 and answer.status != 507:
         return Trouble(why, maybe=problem.get("applied") != "no")
-    return (NotFound if answer.status == 404 else Refused)(answer.status, problem)
+    return refused(answer.status, problem)
 
 
 def _problem(answer: Answer) -> dict[str, Any]:

@@ -26,9 +26,11 @@ from raftq.client.models import (
     Changed,
     Cluster,
     Enqueued,
+    Grant,
     Leased,
     LeasedMessage,
     Led,
+    MadeToken,
     Message,
     NewMessage,
     Page,
@@ -37,9 +39,11 @@ from raftq.client.models import (
     Redrive,
     Results,
     Settled,
+    Token,
+    TokenPage,
     Transacted,
 )
-from raftq.client.names import queue_name
+from raftq.client.names import checked_token, queue_name
 from raftq.client.stream import PROTOCOL, Stream
 from raftq.client.transport import AiohttpTransport, Transport
 
@@ -64,21 +68,27 @@ class AsyncClient:
     """A client of one cluster.
 
     urls: one node, or several; the rest and the leader are found from any of them.
+    namespace: None is that of the token, else `default`.
+    token: sent to these nodes and to those that they name as nodes of their cluster, and to nobody else.
+    ca_file: the authorities of the nodes' certificates, in PEM, and no others; None: those of the system.
     All operations raise Refused, Unavailable or OutcomeUnknown (`raftq.client.errors`), and ValueError for what cannot
-    be the name of a queue.
+    be the name of a queue. So does this, for what is no URL, no token or no such file.
     """
 
     def __init__(
         self,
         urls: str | Sequence[str],
         *,
-        namespace: str = "default",
+        namespace: str | None = None,
         patience: Patience | None = None,
         transport: Transport | None = None,
+        token: str | None = None,
+        ca_file: str | Path | None = None,
     ) -> None:
-        self._transport = transport or AiohttpTransport()
+        self._transport = transport or AiohttpTransport(ca_file=ca_file)
         seeds = [urls] if isinstance(urls, str) else list(urls)
-        self._caller = Caller(seeds, self._transport, patience or Patience(), namespace)
+        given = None if token is None else checked_token(token)
+        self._caller = Caller(seeds, self._transport, patience or Patience(), namespace, given)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -348,6 +358,38 @@ class AsyncClient:
         """Hand leadership to `node`, or to the most advanced follower; who leads now."""
         call = Call("POST", "/v1/cluster/leader", _encode({"node": node}), repeatable=node is not None)
         return _decode(await self._caller.call(call), Led).leader
+
+    async def create_token(
+        self, name: str, grants: Sequence[Grant], *, namespace: str = "default", expires_seconds: float | None = None
+    ) -> MadeToken:
+        """Make a token that may do what any of the grants allows. Its text is in the answer, and nowhere else: keep it.
+        Raises OutcomeUnknown when that was lost: revoke what `tokens` then has of that name, and make another.
+
+        namespace: the one in which it may; `*` is all.
+        expires_seconds: from now; None: until it is revoked.
+        """
+        body = {"name": name, "grants": grants, "namespace": namespace, "expires_seconds": expires_seconds}
+        return await self._post("/v1/tokens", body, MadeToken)
+
+    async def tokens(self) -> list[Token]:
+        """All of them, by id, those that have expired too."""
+        found: list[Token] = []
+        query = "limit=500"
+        while True:
+            page = await self._get(f"/v1/tokens?{query}", TokenPage)
+            found += page.tokens
+            if page.cursor is None:
+                return found
+            query = urlencode({"limit": 500, "cursor": page.cursor})
+
+    async def token(self, token_id: str) -> Token:
+        """Raises NotFound."""
+        return await self._get(f"/v1/tokens/{quote(token_id, safe='')}", Token)
+
+    async def revoke_token(self, token_id: str) -> None:
+        """It is good for nothing any more, and its streams end. Raises NotFound, unless an attempt before may be what
+        revoked it."""
+        await self._delete(f"/v1/tokens/{quote(token_id, safe='')}")
 
     async def backup(self, target: Path | BinaryIO, *, silent_seconds: float = 600.0) -> BackedUp:
         """Save a backup, made by the first of the client's `urls` that can, of what that node has applied.

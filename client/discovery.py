@@ -3,6 +3,9 @@
 Starts from any one seed. What `/v1/cluster` says replaces what was known before, so that the nodes may be exchanged one
 by one; the seeds are kept as a last resort. All of it is a guess: a node that is asked in vain says so, and nothing
 here can make an answer wrong.
+
+With a token it matters who is asked, since it is sent to them: then a node is a seed, or named by `/v1/cluster` of one
+that is, and a redirect to any other is not followed. And with a seed at https, no other node is asked in plain HTTP.
 """
 
 from __future__ import annotations
@@ -26,10 +29,12 @@ def origin(url: str) -> str:
 
 
 class Discovery:
-    def __init__(self, seeds: Sequence[str], look: Look) -> None:
+    def __init__(self, seeds: Sequence[str], look: Look, *, has_token: bool = False) -> None:
         if not seeds:
             raise ValueError("give the URL of at least one node")
         self.seeds = [origin(seed) for seed in seeds]
+        self._has_token = has_token
+        self._secure = any(seed.startswith("https:") for seed in self.seeds)
         self.leader: str | None = None
         self._look = look
         self._known: list[str] = []
@@ -48,9 +53,17 @@ class Discovery:
     def nodes(self) -> list[str]:
         return list(dict.fromkeys([*self._known, *self.seeds]))
 
-    def redirected(self, location: str) -> None:
-        """A node named the leader: it is believed, even one that failed before."""
-        self.leader, self._suspect = origin(location), None
+    async def redirected(self, location: str) -> bool:
+        """A node named the leader: it is believed, even one that failed before. False of one that must not be asked."""
+        leader = origin(location)
+        if self._has_token and leader not in self.nodes():
+            await self.refresh()
+            if leader not in self.nodes():
+                return False
+        if not self._may_ask(leader):
+            return False
+        self.leader, self._suspect = leader, None
+        return True
 
     def failed(self, url: str) -> None:
         if self.leader == url:
@@ -70,10 +83,14 @@ class Discovery:
 
     def _learn(self, cluster: Cluster) -> bool:
         # A node that was just started does not know yet where its peers serve.
-        urls = {node.id: origin(node.api_url) for node in cluster.nodes if node.api_url}
+        told = {node.id: origin(node.api_url) for node in cluster.nodes if node.api_url}
+        urls = {node: url for node, url in told.items() if self._may_ask(url)}
         self._known = list(urls.values()) or self._known
         leader = urls.get(cluster.leader or "")
         if leader is None or leader == self._suspect:
             return False
         self.leader, self._suspect = leader, None
         return True
+
+    def _may_ask(self, url: str) -> bool:
+        return url in self.seeds or url.startswith("https:") or not self._secure

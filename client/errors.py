@@ -4,6 +4,8 @@ RaftqError
 ├── NotApplied              it certainly did not happen
 │   ├── Refused             a node said no, and why: status, type, title, detail, fields
 │   │   ├── NotFound        there is no such queue or message
+│   │   ├── Unauthorized    no token was given, or one that is unknown, revoked or expired
+│   │   ├── Forbidden       the token does not allow it
 │   │   └── Busy            the queue was full, or too much was waiting, until the deadline
 │   └── Unavailable         no node could take it before the deadline; Busy is one, too
 ├── OutcomeUnknown          it may have happened, or not: ask again with the same request id
@@ -45,6 +47,14 @@ class NotFound(Refused):
     """There is no such queue or message."""
 
 
+class Unauthorized(Refused):
+    """A token is needed, and none was given, or one that is unknown, revoked or expired."""
+
+
+class Forbidden(Refused):
+    """The token does not allow it: its grants or its namespace are others."""
+
+
 class Unavailable(NotApplied):
     """No node could take the request before the deadline. It did not happen; try again later."""
 
@@ -52,6 +62,12 @@ class Unavailable(NotApplied):
 class Busy(Refused, Unavailable):
     """The queue was full (`type` ends with `queue-full`), or more was waiting than the leader takes, at every attempt
     until the deadline. It did not happen; try again later."""
+
+
+def refused(status: int, problem: dict[str, Any]) -> Refused:
+    """The exception of a refusal. Of a WebSocket the status is all that is known."""
+    kind = {401: Unauthorized, 403: Forbidden, 404: NotFound}.get(status, Refused)
+    return kind(status, problem or ({} if kind is Refused else {"title": kind.__doc__}))
 
 
 class OutcomeUnknown(RaftqError):

@@ -187,3 +187,37 @@ class BackedUp(msgspec.Struct, kw_only=True):
     bytes: int
     #: The node that made it.
     url: str
+
+
+class Grant(msgspec.Struct, kw_only=True, frozen=True):
+    """What a token may do. `names` is the name of a queue, topic or schedule, or a prefix that ends in `*`."""
+
+    scope: Literal["produce", "consume", "admin"] | str
+    names: str
+
+
+class Token(msgspec.Struct, kw_only=True):
+    """What is known of a token: all but the token."""
+
+    id: str
+    name: str
+    #: `*`: all.
+    namespace: str
+    grants: list[Grant]
+    created_at_ms: int = 0
+    #: None: until it is revoked.
+    expires_at_ms: int | None = None
+
+
+class MadeToken(Token, kw_only=True):
+    """A token that was just made. Its text is told this once; it is not in the repr."""
+
+    token: str
+
+    def __repr__(self) -> str:
+        return f"MadeToken(id={self.id!r}, name={self.name!r})"
+
+
+class TokenPage(msgspec.Struct, kw_only=True):
+    tokens: list[Token]
+    cursor: str | None = None

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from raftq.client.errors import Busy, NotFound, OutcomeUnknown, RaftqError, Refused, Unavailable
+from raftq.client.errors import Busy, OutcomeUnknown, RaftqError, Unavailable, refused
 from raftq.client.models import Enqueued, EnqueuedMessage, Leased, LeasedMessage, NewMessage, Results, Settled
 from raftq.client.transport import Lost, Socket
 
@@ -237,4 +237,4 @@ def _error(problem: dict[str, Any]) -> RaftqError:
         return Busy(status, problem)
     if status in (307, 503):
         return Unavailable(detail)
-    return (NotFound if status == 404 else Refused)(status, problem)
+    return refused(status, problem)

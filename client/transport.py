@@ -8,8 +8,10 @@ What went wrong is told in the only terms that matter above: `NotSent` (the node
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import aiohttp
@@ -26,8 +28,19 @@ class NotSent(Exception):
     """The node was not reached: the request cannot have been applied."""
 
 
+class Distrusted(NotSent):
+    """Whoever answers there does not show a certificate of the authorities that are trusted: it was told nothing."""
+
+
 class Lost(Exception):
     """The request left and no whole answer came back."""
+
+
+class Headers(dict[str, str]):
+    """Of a request. Shown without the token, so that no traceback or log of a program holds it."""
+
+    def __repr__(self) -> str:
+        return repr({name: "..." if name == "Authorization" else value for name, value in self.items()})
 
 
 class Exchange(NamedTuple):
@@ -75,10 +88,15 @@ class Transport(Protocol):
 
 
 class AiohttpTransport:
-    """A pool of connections; it opens its session at the first exchange, in the loop that runs then."""
+    """A pool of connections; it opens its session at the first exchange, in the loop that runs then.
 
-    def __init__(self, *, connect_seconds: float = 2.0) -> None:
+    ca_file: the authorities of the nodes' certificates, in PEM; None: those of the system. Raises ValueError for a file
+    that holds none.
+    """
+
+    def __init__(self, *, connect_seconds: float = 2.0, ca_file: str | Path | None = None) -> None:
         self._connect_seconds = connect_seconds
+        self._ssl = True if ca_file is None else _trusting(ca_file)
         self._session: aiohttp.ClientSession | None = None
 
     async def send(self, exchange: Exchange) -> Answer:
@@ -107,6 +125,8 @@ class AiohttpTransport:
                 )
         except aiohttp.WSServerHandshakeError as error:
             return Answer(error.status, error.headers or {}, b"")
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise _distrusted(url, error) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise NotSent(f"{url} cannot be reached: {_cause(error)}") from error
 
@@ -120,6 +140,10 @@ class AiohttpTransport:
                 exchange.method, exchange.url, **_sent_once(exchange), timeout=timeout, allow_redirects=False
             ) as response:
                 yield response
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise Distrusted(
+                f"{exchange.url} is not trusted ({_cause(error)}): is it another CA, or another host?"
+            ) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             raise NotSent(f"{exchange.url} cannot be reached: {_cause(error)}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -128,7 +152,7 @@ class AiohttpTransport:
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             # Unlimited: who waits for a connection in the pool would have its timeout run before it was sent.
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, ssl=self._ssl))
         return self._session
 
     async def close(self) -> None:
@@ -176,7 +200,25 @@ async def _pieces(body: bytes) -> AsyncIterator[bytes]:
         yield body[at : at + _PIECE_BYTES]
 
 
+def _trusting(ca_file: str | Path) -> ssl.SSLContext:
+    """Of these authorities alone. Raises ValueError."""
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except ssl.SSLError as error:
+        raise ValueError(f"{ca_file} holds no certificate in PEM") from error
+    except OSError as error:
+        raise ValueError(f"cannot read {ca_file}: {error.strerror}") from error
+
+
+def _distrusted(url: str, error: Exception) -> Distrusted:
+    return Distrusted(
+        f"{url} is not trusted ({_cause(error)}): it needs another CA, or a name that its certificate has"
+    )
+
+
 def _cause(error: Exception) -> str:
     """What the system says: aiohttp adds words that are of no use to a person."""
+    if isinstance(below := getattr(error, "certificate_error", None), ssl.SSLCertVerificationError):
+        return below.verify_message
     below = getattr(error, "os_error", error)
     return getattr(below, "strerror", None) or str(below) or type(below).__name__

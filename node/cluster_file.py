@@ -39,6 +39,8 @@ class LocalNode(msgspec.Struct):
 class LocalClusterState(msgspec.Struct):
     cluster_id: str
     nodes: list[LocalNode]
+    #: It has certificates, a secret and tokens, in the folder `secure` beside this file.
+    secure: bool = False
 
     def node(self, node_id: str) -> LocalNode:
         """Raises Fatal when there is none of that name."""

@@ -35,6 +35,8 @@ Milliseconds = Annotated[int, Meta(ge=5, le=600_000, title="milliseconds, 5 to 6
 Seconds = Annotated[float, Meta(ge=0, le=3600, title="seconds, 0 to 3600")]
 OptionalAddress = Annotated[str, Meta(pattern=f"{addresses.PATTERN}|^$", title="host:port")]
 OptionalUrl = Annotated[str, Meta(pattern=r"^https?://[^\s/]+$|^$", title="URL")]
+OptionalFile = Annotated[str, Meta(pattern=r"^[^\x00]*$", title="file")]
+Switch = Annotated[bool, Meta(title="true or false")]
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -51,18 +53,43 @@ class Config(Struct, frozen=True, kw_only=True):
         ),
     ] = {}
     join: Annotated[
-        bool,
-        Meta(title="true or false"),
-        about("With an empty folder: wait to be added to the cluster of `members` (`raftq cluster add`)."),
+        Switch, about("With an empty folder: wait to be added to the cluster of `members` (`raftq cluster add`).")
     ] = False
     api_listen: Annotated[Address, about("Where HTTP is served.")] = "127.0.0.1:7701"
     api_url: Annotated[
-        OptionalUrl, about("Where clients reach this node; redirects name it. Empty: `http://` and `api_listen`.")
+        OptionalUrl,
+        about(
+            "Where clients reach this node; redirects name it. Empty: `http://` and `api_listen`, with a certificate `https://`."
+        ),
     ] = ""
     peer_listen: Annotated[Address, about("Where the other nodes are heard.")] = "127.0.0.1:8701"
     peer_address: Annotated[
         OptionalAddress, about("Where the other nodes reach this one. Empty: as in `members`, else `peer_listen`.")
     ] = ""
+    peer_secret_file: Annotated[
+        OptionalFile,
+        about("Holds the secret that all nodes of the cluster share (`raftq secret new`): who has it is a node."),
+    ] = ""
+    peer_tls_cert: Annotated[
+        OptionalFile, about("Certificate of this node for its peers, in PEM: TLS between the nodes, both sides proven.")
+    ] = ""
+    peer_tls_key: Annotated[OptionalFile, about("Its private key.")] = ""
+    peer_tls_ca: Annotated[OptionalFile, about("The authority of the nodes' certificates, and of nothing else.")] = ""
+    api_tls_cert: Annotated[OptionalFile, about("Certificate of the API, in PEM with its chain: HTTPS alone.")] = ""
+    api_tls_key: Annotated[OptionalFile, about("Its private key.")] = ""
+    api_tls_ca: Annotated[
+        OptionalFile,
+        about("The authority of the other nodes' API, to which requests are passed on. Empty: those of the system."),
+    ] = ""
+    tokens: Annotated[Switch, about("Every request needs a token (`raftq tokens`).")] = False
+    first_token_file: Annotated[
+        OptionalFile,
+        about("Names the token that the cluster begins with (`raftq tokens first`): its id and digest, no secret."),
+    ] = ""
+    insecure: Annotated[
+        Switch,
+        about("Start even though strangers can reach this node, with no secret or certificate, or without tokens."),
+    ] = False
     election_ms_min: Annotated[
         Milliseconds,
         about("A follower that hears no leader for a random time from this to `election_ms_max` stands for election."),
@@ -92,7 +119,7 @@ class Config(Struct, frozen=True, kw_only=True):
 
     @property
     def public_url(self) -> str:
-        return self.api_url or f"http://{self.api_listen}"
+        return self.api_url or f"{'https' if self.api_tls_cert else 'http'}://{self.api_listen}"
 
     @property
     def public_peer_address(self) -> str:
@@ -106,7 +133,7 @@ class Config(Struct, frozen=True, kw_only=True):
 
 def contradiction(config: Config) -> str | None:
     """What is wrong between settings that are each right by themselves, and what to do; None when they agree."""
-    return _wrong_addresses(config) or _wrong_amounts(config)
+    return _wrong_addresses(config) or _wrong_files(config) or _wrong_amounts(config)
 
 
 def _wrong_addresses(config: Config) -> str | None:
@@ -124,6 +151,20 @@ def _wrong_addresses(config: Config) -> str | None:
     for address in (config.api_listen, config.peer_listen, peer, *config.first_members.values()):
         if addresses.split(address)[1] > 65535:
             return f"{address}: a port is at most 65535"
+    return None
+
+
+def _wrong_files(config: Config) -> str | None:
+    peer = {name: getattr(config, name) for name in ("peer_tls_cert", "peer_tls_key", "peer_tls_ca")}
+    if any(peer.values()) and not all(peer.values()):
+        given, missing = ([name for name, file in peer.items() if bool(file) is there] for there in (True, False))
+        return f"{given[0]} is set, but not {' and '.join(missing)}: TLS between nodes takes certificate, key and CA"
+    if bool(config.api_tls_cert) != bool(config.api_tls_key):
+        names = ["api_tls_cert", "api_tls_key"]
+        given_one, missing_one = names if config.api_tls_cert else reversed(names)
+        return f"{given_one} is set, but not {missing_one}: HTTPS takes both"
+    if config.api_tls_cert and config.api_url.startswith("http://"):
+        return f"api_url is {config.api_url}, but with api_tls_cert only HTTPS is served: make it https://"
     return None
 
 

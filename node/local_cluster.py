@@ -19,6 +19,8 @@ from raftq.node import folder_lock, local_ports, node_process, probe
 from raftq.node.cluster_file import ClusterFile, LocalClusterState, LocalNode
 from raftq.node.exits import Exit, Fatal
 from raftq.node.folder_lock import FolderInUse, FolderLock
+from raftq.node.probe import Access
+from raftq.node.secure_folder import SecureFolder
 from raftq.node.waiting import wait_until
 
 FIRST_PORT = 7701
@@ -35,10 +37,17 @@ class Ended(NamedTuple):
 
 class LocalCluster:
     def __init__(
-        self, folder: Path, *, size: int | None = None, port: int | None = None, flags: Sequence[str] = ()
+        self,
+        folder: Path,
+        *,
+        size: int | None = None,
+        port: int | None = None,
+        flags: Sequence[str] = (),
+        secure: bool = False,
     ) -> None:
-        """Takes the folder and the cluster in it; else makes one of `size` nodes (3), its API ports from `port` on.
-        Starts nothing yet. `flags` are added to each `raftq node`. Raises Fatal."""
+        """Takes the folder and the cluster in it; else makes one of `size` nodes (3), its API ports from `port` on,
+        and, if it is to be `secure`, with certificates, a secret and tokens. Starts nothing yet. `flags` are added to
+        each `raftq node`. Raises Fatal."""
         self.folder = folder.absolute()
         self.file = ClusterFile(self.folder)
         self._lock = _take(self.folder)
@@ -47,7 +56,9 @@ class LocalCluster:
         #: As they were started.
         self._started: dict[str, LocalNode] = {}
         try:
-            self._open(size, port)
+            state = self._open(size, port, secure)
+            #: None of a cluster that is not secure.
+            self.secure = _prepared(self.folder) if state.secure else None
         except BaseException:
             self._lock.release()
             raise
@@ -59,6 +70,11 @@ class LocalCluster:
     @property
     def running(self) -> list[str]:
         return sorted(self._processes)
+
+    @property
+    def access(self) -> Access:
+        """What `raftq.node.probe` needs to ask the nodes."""
+        return self.secure.access() if self.secure is not None else probe.NO_ACCESS
 
     def url(self, node_id: str) -> str:
         return (self._state().find(node_id) or self._started[node_id]).api_url
@@ -81,7 +97,11 @@ class LocalCluster:
         state = self._state()
         if (node := state.find(node_id)) is None:
             return
-        process = node_process.spawn(state, node, self._flags)
+        flags = list(self._flags)
+        if self.secure is not None:
+            self.secure.issue(node_id)
+            flags = [*self.secure.flags(node_id), *flags]
+        process = node_process.spawn(state, node, flags)
         self._processes[node_id], self._started[node_id] = process, node
         self._record(node_id, process.pid)
 
@@ -123,7 +143,7 @@ class LocalCluster:
         if not leaving:
             return []
         staying = [node.api_url for node in self.nodes if not node.leaves and node.id in self._processes]
-        answers = [answer for url in staying if (answer := probe.cluster(url)) and answer["nodes"]]
+        answers = [answer for url in staying if (answer := probe.cluster(url, access=self.access)) and answer["nodes"]]
         members = {member["id"] for answer in answers for member in answer["nodes"]}
         left = [node for node in leaving if any(answer["leader"] for answer in answers) and node.id not in members]
         for node in left:
@@ -149,8 +169,10 @@ class LocalCluster:
     def leader(self) -> str | None:
         """The leader, when every running node names the same one and that one runs. One that waits to be added to the
         cluster is not asked."""
-        answers = [probe.cluster(self.url(node_id)) for node_id in self.running]
-        leaders = {answer["leader"] if answer else None for answer in answers if answer is None or answer["nodes"]}
+        joining = {node.id for node in self.nodes if node.joins}
+        answers = {node_id: probe.cluster(self.url(node_id), access=self.access) for node_id in self.running}
+        waiting = {node_id for node_id, answer in answers.items() if answer and not answer["nodes"]} & joining
+        leaders = {answer["leader"] if answer else None for node, answer in answers.items() if node not in waiting}
         return next((leader for leader in leaders if len(leaders) == 1 and leader in self._processes), None)
 
     def wait_ready(self, seconds: float = 20.0) -> str:
@@ -169,20 +191,24 @@ class LocalCluster:
             raise Fatal(Exit.NOT_READY, f"{ended.node} ended: {ended.last_line}")
         return self.leader()
 
-    def _open(self, size: int | None, port: int | None) -> None:
+    def _open(self, size: int | None, port: int | None, secure: bool) -> LocalClusterState:
         state = self.file.read()
         if state is None:
-            self.file.create(new_state(self.folder, size or 3, FIRST_PORT if port is None else port))
-            return
+            state = new_state(self.folder, size or 3, FIRST_PORT if port is None else port, secure=secure)
+            self.file.create(state)
+            return state
         first = local_ports.of(state.nodes[0].api_url)
         if size not in (None, len(state.nodes)):
             raise Fatal(Exit.CONFIG, f"the cluster in {self.folder} has {len(state.nodes)} nodes: leave out --nodes")
         if port not in (None, first):
             raise Fatal(Exit.CONFIG, f"the cluster in {self.folder} has its ports from {first}: leave out --port")
+        if secure and not state.secure:
+            raise Fatal(Exit.CONFIG, f"the cluster in {self.folder} is not secure: make another, with a new --data")
         with self.file.change() as state:
             for node in state.nodes:  # the folder may have been moved since
                 node.pid, node.kept_down = None, False
                 node.data, node.log = (str(self.folder / Path(path).name) for path in (node.data, node.log))
+        return state
 
     def _state(self) -> LocalClusterState:
         state = self.file.read()
@@ -234,10 +260,20 @@ def _take(folder: Path) -> FolderLock:
         raise Fatal(Exit.CONFIG, f"cannot use the folder {folder}: {error.strerror}") from error
 
 
-def new_state(folder: Path, size: int, port: int) -> LocalClusterState:
+def _prepared(folder: Path) -> SecureFolder:
+    secure = SecureFolder(folder)
+    try:
+        folder.chmod(0o700)
+        secure.prepare()
+    except OSError as error:
+        raise Fatal(Exit.CONFIG, f"cannot write {error.filename or secure.path}: {error.strerror}") from error
+    return secure
+
+
+def new_state(folder: Path, size: int, port: int, *, secure: bool = False) -> LocalClusterState:
     """Of a cluster of `size` nodes in `folder`, their API ports from `port` on."""
-    nodes = [_node(folder, f"n{number + 1}", port + number) for number in range(size)]
-    return LocalClusterState(new_cluster_id(), nodes)
+    nodes = [_node(folder, f"n{number + 1}", port + number, secure=secure) for number in range(size)]
+    return LocalClusterState(new_cluster_id(), nodes, secure)
 
 
 def new_cluster_id() -> str:
@@ -249,7 +285,7 @@ def joining(folder: Path, state: LocalClusterState, node_id: str) -> LocalNode:
     has the ports of that one, else ports of its own."""
     before = state.find(node_id)
     port = _free_port(state) if before is None else local_ports.of(before.api_url)
-    node = _node(folder, node_id, port)
+    node = _node(folder, node_id, port, secure=state.secure)
     names = itertools.chain([node_id], (f"{node_id}-{number}" for number in itertools.count(2)))
     node.data = str(next(path for path in map(folder.joinpath, names) if not path.exists()))
     node.joins = True
@@ -264,8 +300,9 @@ def _free_port(state: LocalClusterState) -> int:
     return port
 
 
-def _node(folder: Path, name: str, port: int) -> LocalNode:
-    api, peer = f"http://{local_ports.HOST}:{port}", f"{local_ports.HOST}:{port + PEER_PORTS}"
+def _node(folder: Path, name: str, port: int, *, secure: bool) -> LocalNode:
+    scheme = "https" if secure else "http"
+    api, peer = f"{scheme}://{local_ports.HOST}:{port}", f"{local_ports.HOST}:{port + PEER_PORTS}"
     return LocalNode(name, api, peer, None, str(folder / name), str(folder / f"{name}.log"))
 
 

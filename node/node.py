@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import structlog
 
 import raftq
 from raftq.api.app import Api
 from raftq.api.ports import Backup, Limits, Measure
-from raftq.node import listening
+from raftq.node import first_token, listening
 from raftq.node.backups import Backups
 from raftq.node.config import Config
 from raftq.node.identity import Identity
 from raftq.node.measures import measures
+from raftq.node.security import Security
 from raftq.replication.cycle import RaftShard
 from raftq.replication.progress import Timing
 from raftq.replication.shard_config import ShardConfig
@@ -32,11 +34,12 @@ _log = structlog.get_logger("raftq.node")
 class Node:
     """Implements `api.ports.Node`."""
 
-    def __init__(self, config: Config, environment: Environment, identity: Identity) -> None:
-        self.config, self.environment = config, environment
+    def __init__(self, config: Config, environment: Environment, identity: Identity, security: Security) -> None:
+        self.config, self.environment, self.security = config, environment, security
         self.version = raftq.__version__
         self.limits = _limits(config)
         self.stopping = False
+        self.tokens_required = config.tokens
         #: How often this node has come to know a leader.
         self.leaders_met = 0
         #: Ends with what made the node fail.
@@ -45,12 +48,13 @@ class Node:
         self._leader: str | None = None
         self._api = Api(self)
         self.shard: RaftShard = RaftShard(
-            _shard_config(config, identity),
+            _shard_config(config, identity, security),
             environment,
             on_effects=self._api.on_effects,
             on_role=self._on_role,
             on_fatal=self._on_fatal,
         )
+        self._chores: list[asyncio.Future[None]] = []
         self._backups = Backups(environment.folder, self.shard.backup, self._room_bytes)
 
     async def start(self, bound: socket.socket) -> None:
@@ -59,13 +63,27 @@ class Node:
             await self.shard.start()
         except OSError as error:
             raise listening.refusal(error, self.config.peer_listen, "peer_listen") from error
+        api = self.security.api
+        self._api.leader.ssl = None if api is None else api.client_context
         try:
-            await self._api.start(bound)
+            await self._api.start(bound, api.lasting_context() if api and self.config.api_tls_cert else None)
         except OSError as error:
             raise listening.refusal(error, self.config.api_listen, "api_listen") from error
+        self._chores = [asyncio.ensure_future(chore) for chore in self._begun()]
+
+    def _begun(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """What goes on beside all else until the node stops."""
+        if self.security.sides:
+            from raftq.node import certificates  # takes a tenth of a second
+
+            yield certificates.watch(self.security.sides)
+        if self.security.first_token is not None:
+            yield first_token.see_to(self, self.security.first_token)
 
     async def stop(self) -> None:
         self.stopping = True
+        for chore in self._chores:
+            chore.cancel()
         seconds = self.config.stop_seconds_max / 2
         if not await self._api.drain(seconds):
             _log.warning("some requests were not answered in time", requests=self._api.in_flight)
@@ -113,7 +131,7 @@ def _limits(config: Config) -> Limits:
     )
 
 
-def _shard_config(config: Config, identity: Identity) -> ShardConfig:
+def _shard_config(config: Config, identity: Identity, security: Security) -> ShardConfig:
     return ShardConfig(
         node_id=config.node_id,
         cluster_id=config.cluster_id,
@@ -131,4 +149,5 @@ def _shard_config(config: Config, identity: Identity) -> ShardConfig:
             heartbeat=config.heartbeat_ms / 1000,
         ),
         disk_reserve_bytes=config.disk_reserve_bytes,
+        peer_security=security.peer,
     )

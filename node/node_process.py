@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 from raftq.node.cluster_file import LocalClusterState, LocalNode
 
 _LOG_BYTES_MAX = 64 << 20
 _TAIL_BYTES = 64 << 10
+#: Of the commands that talk to a cluster. A node needs no token, and its environment can be read in /proc.
+_KEPT_BACK = frozenset(("RAFTQ_TOKEN", "RAFTQ_CA"))
 
 
 def spawn(state: LocalClusterState, node: LocalNode, flags: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -24,6 +28,7 @@ def spawn(state: LocalClusterState, node: LocalNode, flags: Sequence[str]) -> su
             stdout=log,
             stderr=log,
             process_group=0,
+            env={name: value for name, value in os.environ.items() if name not in _KEPT_BACK},
         )
 
 
@@ -44,7 +49,7 @@ def _settings(state: LocalClusterState, node: LocalNode) -> list[str]:
         "cluster-id": state.cluster_id,
         "data": node.data,
         "members": members,
-        "api-listen": node.api_url.removeprefix("http://"),
+        "api-listen": urlsplit(node.api_url).netloc,
         "peer-listen": node.peer_address,
         "log-format": "logfmt",
     }

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 import uvloop
 
-from raftq.node import doctor, folders, identity, listening, logs
+from raftq.node import doctor, exposure, folders, identity, listening, logs, security
 from raftq.node.config import Config
 from raftq.node.exits import Exit, Fatal
 from raftq.node.node import Node
@@ -42,14 +42,21 @@ def run(config: Config, *, until_stdin_closes: bool) -> int:
 
 async def _serve(config: Config, *, until_stdin_closes: bool) -> None:
     files_max = doctor.raise_file_limit()
+    if (refusal := exposure.refusal(config)) is not None:
+        raise Fatal(Exit.CONFIG, refusal)
+    guarded = security.load(config)
     bound = listening.bind(config.api_listen, "api_listen")
     environment = Environment(config.data)
     me = identity.begin(environment, config.cluster_id, config.node_id)
-    node = Node(config, environment, me)
+    node = Node(config, environment, me, guarded)
     await node.start(bound)
     _log.info("started", api=config.public_url, peers=config.peer_listen, data=str(config.data), start=me.boot)
     for warning in doctor.warnings(config, environment, os.environ, files_max):
         _log.warning(warning)
+    for warning in exposure.warnings(config):
+        _log.warning(warning)
+    for side in guarded.sides:
+        side.look()
     _settle_memory()
     stop = _stop_wanted(watch_stdin=until_stdin_closes)
     ends: list[asyncio.Future[Any]] = [stop, node.failed]

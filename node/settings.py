@@ -22,6 +22,8 @@ from raftq.node.exits import Exit, Fatal
 #: The settings by name, in the order of the table.
 FIELDS = {field.name: field for field in msgspec.structs.fields(Config)}
 FILE_VARIABLE = "RAFTQ_CONFIG"
+#: Of the commands that talk to a cluster.
+_OTHER_VARIABLES = frozenset(("RAFTQ_URL", "RAFTQ_TOKEN", "RAFTQ_CA"))
 
 _SIZE = re.compile(r"(\d+) ?(B|KiB|MiB|GiB|TiB)?")
 _SHIFTS = {None: 0, "B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
@@ -87,7 +89,7 @@ def checked(name: str, value: str, where: str) -> Any:
 def misspelt_variables(environ: Mapping[str, str]) -> list[str]:
     """Variables that name no setting but nearly do. (Others that begin with RAFTQ_ are of other commands.)"""
     known = {variable(name) for name in FIELDS} | {FILE_VARIABLE}
-    ours = (key for key in environ if key.startswith("RAFTQ_") and key not in known)
+    ours = (key for key in environ if key.startswith("RAFTQ_") and key not in known | _OTHER_VARIABLES)
     return sorted(key for key in ours if difflib.get_close_matches(key, known, n=1, cutoff=0.85))
 
 

@@ -117,6 +117,7 @@ class RaftShard:
             on_bytes=self._engine.contact,
             on_refused=self._on_refused,
             admit=self._admit,
+            security=config.peer_security,
         )
         #: As last acted on, and whether it was committed.
         self._met = self._membership()[1:]

@@ -14,15 +14,19 @@ bulk one.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, ClassVar, Final, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal
 
 import msgspec
 import structlog
 
 from raftq.replication import wire
-from raftq.replication.wire import Hello, Malformed, Refusal
+from raftq.replication.channel import Channel, Transport
+from raftq.replication.security import PeerSecurity, Unproved, is_proof, sealed_of
+from raftq.replication.wire import Buffer, Hello, Malformed, Refusal
 
 __all__ = ["Hello", "Peers", "Refusal"]
 
@@ -42,10 +46,17 @@ OPENING_SECONDS: Final = 3.0
 #: After this long without an acknowledgement by the peer's kernel (power cut, cable pulled) the connection is over.
 UNACKNOWLEDGED_SECONDS: Final = 10
 GUESTS_MAX: Final = 16
-#: Accepted connections that have not said who they are; of more the oldest is closed.
+#: Accepted connections that have not said who they are.
 STRANGERS_MAX: Final = 256
-#: Kinds of refusal remembered, so that each is told once.
+#: As many of one address as nodes may have there are not held against it.
+FEW: Final = 8
+#: Connections that wait to be accepted: no more than strangers, so that each is heard before it is one too many.
+BACKLOG: Final = 256
+#: So many connections in a row that end without an answer are told: fewer are those of a node that starts or stops.
+LEFT_WAITING_TOLD: Final = 3
+#: Kinds of refusal remembered, so that each is told once; and for so long, so that strangers do not fill the log.
 _TOLD_MAX: Final = 1000
+_TOLD_SECONDS: Final = 600.0
 _REASON_CHARACTERS_MAX: Final = 1000
 
 _log = structlog.get_logger(__name__)
@@ -69,6 +80,7 @@ class Peers:
         on_bytes: Callable[[str], None],
         on_refused: Callable[[str, Refusal], None],
         admit: Callable[[Hello], Refusal | None],
+        security: PeerSecurity | None = None,
     ) -> None:
         self.hello = hello
         self.on_message = on_message
@@ -76,13 +88,17 @@ class Peers:
         self.on_disconnected = on_disconnected
         self.on_bytes = on_bytes
         self.on_refused = on_refused
+        self.security = security or PeerSecurity()
         self.closing = False
+        #: Accepted connections that have not said who they are, the oldest first.
+        self.strangers: dict[_Accepted, None] = {}
         #: Every connection that is open, admitted or not, the oldest first.
         self.links: dict[_Link, None] = {}
         self._admit = admit
         self._listen = listen
         self._peers: dict[str, _Peer] = {}
         self._told: set[tuple[str, str]] = set()
+        self._told_since = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -104,7 +120,8 @@ class Peers:
     async def start(self) -> None:
         """Listen, and begin to dial. Raises OSError when the address cannot be had."""
         host, port = _parse(self._listen)
-        self._server = await asyncio.get_running_loop().create_server(lambda: _Accepted(self), host, port)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Accepted(self), host, port, backlog=BACKLOG)
         for peer in self._peers.values():
             if peer.dialing is None:
                 self.dial(peer)
@@ -131,7 +148,8 @@ class Peers:
         if not reached:
             return []
         data = wire.frame(message)
-        return [node for node, link in reached if link.write(data)]
+        sealed = None if self.security.secret is None else sealed_of(memoryview(data)[wire.PREFIX_BYTES :])
+        return [node for node, link in reached if link.write(data, sealed)]
 
     def reachable(self, node: str) -> bool:
         return self._sending(node) is not None
@@ -194,6 +212,16 @@ class Peers:
             peer = self._peers[hello.node_id] = _Peer(hello.node_id, None)
         return peer
 
+    def meet(self, stranger: _Accepted) -> None:
+        """One more, and of too many one less: of the address that has the most, the oldest that proved nothing. So a
+        flood from one place sends away its own."""
+        self.strangers[stranger] = None
+        if len(self.strangers) > STRANGERS_MAX:
+            counts = Counter(link.origin for link in self.strangers)
+            oldest = max(self.strangers, key=lambda link: (max(counts[link.origin], FEW), not link.proved()))
+            del self.strangers[oldest]
+            oldest.abort()
+
     def dial(self, peer: _Peer) -> None:
         """Begin to dial, or begin anew at once."""
         peer.stop_dialing()
@@ -223,9 +251,12 @@ class Peers:
     def tell(self, event: str, who: str, reason: str) -> None:
         """Log a refusal, unless it is known already."""
         reason = reason[:_REASON_CHARACTERS_MAX]
-        if len(self._told) >= _TOLD_MAX:
+        now = asyncio.get_running_loop().time()
+        if len(self._told) >= _TOLD_MAX and now - self._told_since > _TOLD_SECONDS:
             self._told.clear()
-        if (event + who, reason) not in self._told:
+        if not self._told:
+            self._told_since = now
+        if len(self._told) < _TOLD_MAX and (event + who, reason) not in self._told:
             self._told.add((event + who, reason))
             _log.warning(event, peer=who, reason=reason)
 
@@ -301,7 +332,7 @@ class _Peer:
 
     __slots__ = (
         "accepted", "address", "bulk", "bulk_accepted", "dialed", "dialing", "dials_at",
-        "hello", "learnt", "node", "opening", "present",
+        "hello", "learnt", "left_waiting", "node", "opening", "present",
     )  # fmt: skip
 
     def __init__(self, node: str, address: str | None) -> None:
@@ -320,6 +351,8 @@ class _Peer:
         self.bulk: _Bulk | None = None
         self.bulk_accepted: _Accepted | None = None
         self.hello: Hello | None = None
+        #: Connections to it in a row that it closed in the opening.
+        self.left_waiting = 0
         #: An admission was seen since the last loss was reported.
         self.present = False
 
@@ -357,27 +390,18 @@ class _Peer:
             bulk.task.cancel()
 
 
-class _Transport(Protocol):
-    """What is used of asyncio's transports, and of uvloop's, which are not derived from them."""
-
-    def write(self, data: bytes | bytearray) -> None: ...
-    def close(self) -> None: ...
-    def abort(self) -> None: ...
-    def is_closing(self) -> bool: ...
-    def get_write_buffer_size(self) -> int: ...
-    def get_extra_info(self, name: str) -> Any: ...
-
-
 class _Link(asyncio.Protocol):
     """One connection, from its opening to its loss."""
 
     def __init__(self, peers: Peers) -> None:
         self.admitted = False
         self.refused = False
+        #: By this node.
+        self.ended = False
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._peers = peers
-        self._splitter = wire.Splitter(wire.HELLO_BYTES_MAX)
-        self._transport: _Transport
+        self._transport: Transport
+        self._channel: Channel
         self._impatience: asyncio.TimerHandle
 
     def connection_made(self, transport: Any) -> None:
@@ -387,6 +411,11 @@ class _Link(asyncio.Protocol):
         _tune(transport.get_extra_info("socket"))
         if self._peers.closing:
             self.abort()
+            return
+        accepted = isinstance(self, _Accepted)
+        self._channel = Channel(transport, self._peers.security, accepted=accepted, on_ready=self.greet)
+        self.begin()
+        self._checked(self._channel.begin)
 
     def connection_lost(self, _error: Exception | None) -> None:
         if self.lost.done():
@@ -398,17 +427,46 @@ class _Link(asyncio.Protocol):
             self.leave()
 
     def data_received(self, data: bytes) -> None:
-        if self.closing():
+        if not self.closing():
+            self._checked(self._hear, data)
+
+    def _hear(self, data: bytes) -> None:
+        data = self._channel.decrypt(data)
+        if not data:
             return
+        self.heard()
+        for payload in self._channel.frames(data):
+            if self.closing():
+                return
+            self.take(payload)
+
+    def _checked(self, step: Callable[..., None], *arguments: Any) -> bool:
+        """Do that, or end the connection if what the peer sent is the reason why not."""
         try:
-            self.heard()
-            for payload in self._splitter.feed(data):
-                if self.closing():
-                    return
-                self.take(payload)
+            step(*arguments)
+        except Unproved as error:
+            self._peers.tell("unproved peer", self.who(), str(error))
+            self.hang_up()
         except Malformed as error:
             self._peers.tell("peer malformed", self.who(), str(error))
             self.abort()
+        else:
+            return True
+        return False
+
+    def hang_up(self) -> None:
+        """End the connection, after what TLS says of the reason."""
+        if self.admitted:
+            self.abort()
+        else:
+            self.ended = True
+            self._transport.close()
+
+    def begin(self) -> None:
+        """The connection is made."""
+
+    def greet(self) -> None:
+        """Hellos can be said."""
 
     def take(self, payload: memoryview) -> None:
         raise NotImplementedError
@@ -427,17 +485,16 @@ class _Link(asyncio.Protocol):
     def opened(self) -> None:
         self.admitted = True
         self._impatience.cancel()
-        self._splitter.limit = wire.FRAME_BYTES_MAX
+        self._channel.opened()
 
-    def write(self, data: bytes | bytearray) -> bool:
+    def write(self, data: bytes | bytearray, sealed: Buffer | None = None) -> bool:
         """Hand over one frame, or end a connection whose peer does not take what it was given."""
         queued = self._transport.get_write_buffer_size()
         if queued and queued + len(data) > QUEUED_BYTES_MAX:
             self._peers.tell("peer too slow", self.who(), f"more than {QUEUED_BYTES_MAX} bytes would wait for it")
             self.abort()
             return False
-        self._transport.write(data)
-        return True
+        return self._checked(self._channel.write, data, sealed)
 
     def queued_bytes(self) -> int:
         return self._transport.get_write_buffer_size()
@@ -446,6 +503,7 @@ class _Link(asyncio.Protocol):
         return self._transport.is_closing()
 
     def abort(self) -> None:
+        self.ended = True
         self._impatience.cancel()
         self._transport.abort()
 
@@ -460,19 +518,18 @@ class _Dialed(_Link):
         self.address = address
         self._peer = peer
 
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self.begin()
-        hello = msgspec.structs.replace(self._peers.hello(), lane=self.lane, to=self._peer.node)
-        self._transport.write(wire.frame(hello))
-
     def begin(self) -> None:
         self._peer.opening = self
+
+    def greet(self) -> None:
+        hello = msgspec.structs.replace(self._peers.hello(), lane=self.lane, to=self._peer.node)
+        self._channel.write(wire.frame(hello))
 
     def take(self, payload: memoryview) -> None:
         if self.admitted:
             raise Malformed("a message on a connection that is only for ours")
         answer = wire.opening(payload)
+        self._peer.left_waiting = 0
         if isinstance(answer, Refusal):
             self._refuse("refused by peer", answer)
             self._peers.on_refused(self._peer.node, answer)
@@ -489,6 +546,8 @@ class _Dialed(_Link):
         self._peers.on_connected(self._peer.node, hello)
 
     def leave(self) -> None:
+        if not self.admitted and not self.ended:
+            self._left_waiting()
         if self._peer.opening is self:
             self._peer.opening = None
         if self._peer.dialed is self:
@@ -506,10 +565,22 @@ class _Dialed(_Link):
     def who(self) -> str:
         return self._peer.node
 
+    def _left_waiting(self) -> None:
+        """The other end closed the connection in the opening: it dies, or does not want to speak with this node, and
+        says that to nobody but who has proved to belong to the cluster."""
+        self._peer.left_waiting += 1
+        if self._peer.left_waiting == LEFT_WAITING_TOLD:
+            self._peers.tell(
+                "peer does not answer",
+                self.who(),
+                "it closes connections before it answers. Its cluster secret, TLS or certificates may not fit those of "
+                f"this node, which opens with {self._peers.security.shown()}: its log says more",
+            )
+
     def _refusal(self, hello: Hello) -> Refusal | None:
         if hello.node_id != self._peer.node:
             return Refusal(f"{self.address} is {hello.node_id!r}, not {self._peer.node!r}")
-        return self._peers.refusal(hello)
+        return self._channel.refusal(hello.node_id) or self._peers.refusal(hello)
 
     def _refuse(self, event: str, refusal: Refusal) -> None:
         self.refused = True
@@ -536,7 +607,7 @@ class _Bulk(_Dialed):
 
     def join(self, _hello: Hello) -> None:
         for data in self._waiting:
-            self._transport.write(data)
+            self._checked(self._channel.write, data)
         self._waiting, self._waiting_bytes = [], 0
         self._look_after()
 
@@ -544,7 +615,7 @@ class _Bulk(_Dialed):
         if self._look is not None:
             self._look.cancel()
 
-    def write(self, data: bytes | bytearray) -> bool:
+    def write(self, data: bytes | bytearray, sealed: Buffer | None = None) -> bool:
         if self.refused or self.lost.done() or (self.admitted and self.closing()):
             return False
         queued = self.queued_bytes()
@@ -552,10 +623,9 @@ class _Bulk(_Dialed):
             return False
         self._taken += 1
         if self.admitted:
-            self._transport.write(data)
-        else:
-            self._waiting.append(data)
-            self._waiting_bytes += len(data)
+            return self._checked(self._channel.write, data, sealed)
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
         return True
 
     def queued_bytes(self) -> int:
@@ -578,15 +648,12 @@ class _Accepted(_Link):
         self._peer: _Peer | None = None
         self._main = True
 
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        strangers = [
-            link
-            for link in self._peers.links
-            if isinstance(link, _Accepted) and not link.admitted and not link.closing()
-        ]
-        if len(strangers) > STRANGERS_MAX:
-            strangers[0].abort()
+    def begin(self) -> None:
+        self.origin = _origin(self._address())
+        self._peers.meet(self)
+
+    def proved(self) -> bool:
+        return self._channel.proved
 
     def heard(self) -> None:
         if self._peer is not None and self._main:
@@ -598,16 +665,19 @@ class _Accepted(_Link):
             if message is not None:
                 self._peers.on_message(self._peer.node, message)
             return
+        if is_proof(payload):
+            raise Unproved("it opens with a cluster secret, and this node has none")
         hello = wire.opening(payload)
         if isinstance(hello, Refusal):
             raise Malformed("a refusal where a hello was due")
-        refusal = self._peers.refusal(hello)
+        refusal = self._channel.refusal(hello.node_id) or self._peers.refusal(hello)
         if refusal is None:
             self._join(hello)
         else:
             self._refuse(hello, refusal)
 
     def leave(self) -> None:
+        self._peers.strangers.pop(self, None)
         peer = self._peer
         if peer is None:
             return
@@ -624,18 +694,22 @@ class _Accepted(_Link):
     def who(self) -> str:
         if self._peer is not None:
             return self._peer.node
+        return self._address()
+
+    def _address(self) -> str:
         address = self._transport.get_extra_info("peername")
         return str(address[0]) if address else "unknown"
 
     def _refuse(self, hello: Hello, refusal: Refusal) -> None:
         self.refused = True
         self._peers.tell("refused peer", f"{hello.node_id[:100]} at {self.who()}", refusal.reason)
-        self._transport.write(wire.frame(refusal))
+        self._channel.write(wire.frame(refusal))
         self._transport.close()
 
     def _join(self, hello: Hello) -> None:
         """Become the one connection of its lane from this peer."""
         self.opened()
+        del self._peers.strangers[self]
         self._peer = peer = self._peers.admitted(hello)
         self._main = hello.lane == "main"
         older = [peer.bulk_accepted]
@@ -647,7 +721,7 @@ class _Accepted(_Link):
         for link in older:
             if link is not None:
                 link.abort()
-        self._transport.write(wire.frame(self._peers.hello()))
+        self._channel.write(wire.frame(self._peers.hello()))
         if self._main:
             self._greet(peer, hello)
 
@@ -670,6 +744,13 @@ def _tune(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_SECONDS * 1000)
+
+
+def _origin(address: str) -> str:
+    """Whom strangers at `address` are counted with: of IPv6 one host has 2 ** 64 addresses at least."""
+    if ":" not in address or address.startswith("::ffff:"):
+        return address
+    return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
 
 
 def _parse(address: str) -> tuple[str, int]:

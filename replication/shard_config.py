@@ -6,6 +6,7 @@ import msgspec
 
 from raftq.replication.journal import TAIL_BYTES
 from raftq.replication.progress import Flow, Timing
+from raftq.replication.security import PeerSecurity
 from raftq.replication.transfer import CHUNK_BYTES
 from raftq.storage.machine.apply import VERSION_MAX
 
@@ -25,6 +26,8 @@ class ShardConfig(msgspec.Struct, frozen=True, kw_only=True):
     peer_listen: str
     #: As the others reach it.
     peer_address: str
+    #: What nodes prove to each other; None: whoever reaches the port is a peer.
+    peer_security: PeerSecurity | None = None
     api_url: str
     version: str
     #: The newest machine version that this node runs.

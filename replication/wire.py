@@ -1,8 +1,8 @@
 """Frames: what two nodes say to each other over one connection, as bytes.
 
 Owns the shape of a frame (a length in 4 bytes, big endian, then one msgpack value), of the two frames that open a
-connection, and of every message that follows (`MESSAGES`). Never opens a socket, and never unpickles: what a peer sends
-is data, whoever the peer is.
+connection, and of every message that follows (`MESSAGES`); what `security` adds to them is its own. Never opens a
+socket, and never unpickles: what a peer sends is data, whoever the peer is.
 Invariant: a frame's announced length is held against the limit before a byte of it is kept, and whatever is not exactly
 one well-formed value of the kind expected raises Malformed and nothing else. So a message that reaches the cycle has
 all its fields, each of its type.
@@ -20,7 +20,10 @@ PROTOCOL: Final = 2
 FRAME_BYTES_MAX: Final = 64 << 20
 #: Before a peer is known it may say a hello, and no more than that.
 HELLO_BYTES_MAX: Final = 16 << 10
-_PREFIX_BYTES: Final = 4
+PREFIX_BYTES: Final = 4
+
+
+Buffer = bytes | bytearray | memoryview
 
 
 class Malformed(Exception):
@@ -121,13 +124,15 @@ MESSAGES: Final[dict[str, dict[str, Any]]] = {
 class Splitter:
     """Cuts the bytes of one connection into frames."""
 
-    __slots__ = ("_needed", "_partial", "limit")
+    __slots__ = ("_needed", "_partial", "limit", "trailer")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        #: Bytes that follow each payload, are not counted in its length, and are given out with it.
+        self.trailer = 0
         self._partial = bytearray()
         #: How long `_partial` must be before looking at it again is worth it.
-        self._needed = _PREFIX_BYTES
+        self._needed = PREFIX_BYTES
 
     def feed(self, data: bytes) -> list[memoryview]:
         """The payloads that are whole now that `data` has arrived. Raises Malformed when one announces too much."""
@@ -142,7 +147,7 @@ class Splitter:
     def _split(self, view: memoryview) -> list[memoryview]:
         frames, start = [], 0
         while (end := self._end(view, start)) <= len(view):
-            frames.append(view[start + _PREFIX_BYTES : end])
+            frames.append(view[start + PREFIX_BYTES : end])
             start = end
         self._needed = end - start
         self._partial += view[start:]
@@ -150,24 +155,29 @@ class Splitter:
 
     def _end(self, view: memoryview, start: int) -> int:
         """Where the frame at `start` ends, or where its length does while that has not arrived."""
-        after = start + _PREFIX_BYTES
+        after = start + PREFIX_BYTES
         if len(view) < after:
             return after
         length = int.from_bytes(view[start:after], "big")
         if length > self.limit:
             raise Malformed(f"a frame of more than the {self.limit} bytes allowed is announced")
-        return after + length
+        return after + length + self.trailer
 
 
 def frame(value: object) -> bytearray:
     """One value as it goes over the wire. Raises ValueError when it is too long to be received."""
-    data = bytearray(_PREFIX_BYTES)
-    _encoder.encode_into(value, data, _PREFIX_BYTES)
-    length = len(data) - _PREFIX_BYTES
+    data = bytearray(PREFIX_BYTES)
+    _encoder.encode_into(value, data, PREFIX_BYTES)
+    length = len(data) - PREFIX_BYTES
     if length > FRAME_BYTES_MAX:
         raise ValueError(f"a message of {length} bytes is over the {FRAME_BYTES_MAX} of a frame")
-    data[:_PREFIX_BYTES] = length.to_bytes(_PREFIX_BYTES, "big")
+    data[:PREFIX_BYTES] = length.to_bytes(PREFIX_BYTES, "big")
     return data
+
+
+def framed(payload: bytes) -> bytes:
+    """Bytes that are no value of msgpack, as a frame."""
+    return len(payload).to_bytes(PREFIX_BYTES, "big") + payload
 
 
 def opening(payload: memoryview) -> Hello | Refusal:

@@ -20,6 +20,7 @@ from raftq.chaos.simulation.disk import Process
 from raftq.chaos.simulation.loop import NodeLoop, Scheduler
 from raftq.chaos.simulation.trace import Trace
 from raftq.replication import wire
+from raftq.replication.security import PeerSecurity
 from raftq.replication.wire import Hello, Refusal
 
 OPENING_SECONDS: Final = 1.0
@@ -269,6 +270,7 @@ class SimPeers:
         on_bytes: Callable[[str], None],
         on_refused: Callable[[str, Refusal], None],
         admit: Callable[[Hello], Refusal | None],
+        security: PeerSecurity | None = None,  # noqa: ARG002  (there are no strangers here)
         network: Network,
         loop: NodeLoop,
         process: Process,

@@ -10,6 +10,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from ssl import SSLContext
 from typing import Any
 
 from raftq.api.app import Api
@@ -171,6 +172,7 @@ class LocalNode:
 
     def __init__(self, node_id: str = "n1", limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
+        self.tokens_required = False
         self.stopping = False
         self.url_of_leader: str | None = None
         #: What `leads` says, when that is to differ from what the shard knows.
@@ -210,10 +212,10 @@ class LocalNode:
         self.url_of_leader = url
         self.api.on_role("follower", self.shard.leader, 4)
 
-    async def start(self) -> str:
+    async def start(self, ssl: SSLContext | None = None) -> str:
         bound = socket.socket()
         bound.bind(("127.0.0.1", 0))
-        await self.api.start(bound)
+        await self.api.start(bound, ssl)
         self.port = bound.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'http' if ssl is None else 'https'}://127.0.0.1:{self.port}"
         return self.url

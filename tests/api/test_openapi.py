@@ -165,9 +165,9 @@ async def test_it_is_made_once_and_not_in_the_loop(client: Client, monkeypatch: 
     made = openapi.document
     threads = []
 
-    def watched(*given: Any) -> dict[str, Any]:
+    def watched(*given: Any, **options: Any) -> dict[str, Any]:
         threads.append(threading.current_thread())
-        return made(*given)
+        return made(*given, **options)
 
     monkeypatch.setattr(openapi, "document", watched)
     for _ in range(3):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from ssl import SSLContext
 
 import msgspec
 
@@ -23,8 +24,8 @@ IMPATIENT = Patience(
 class Node(LocalNode):
     """Tells its true address to who asks for the cluster."""
 
-    async def start(self) -> str:
-        url = await super().start()
+    async def start(self, ssl: SSLContext | None = None) -> str:
+        url = await super().start(ssl)
         told = self.shard.status
 
         def status() -> Status:
@@ -38,9 +39,9 @@ class Node(LocalNode):
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[Node]:
+async def running(ssl: SSLContext | None = None) -> AsyncIterator[Node]:
     node = Node()
-    await node.start()
+    await node.start(ssl)
     try:
         yield node
     finally:

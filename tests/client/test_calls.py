@@ -214,7 +214,7 @@ async def test_an_attempt_has_time_to_be_answered(monkeypatch: pytest.MonkeyPatc
 async def test_a_leader_that_is_busy_is_asked_again_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     Clock(monkeypatch)
     client, transport = scripted(FULL, FULL, ENQUEUED)
-    client._caller.discovery.redirected(B)
+    await client._caller.discovery.redirected(B)
     await client.enqueue("jobs", HELLO)
     assert [exchange.url.split("/v1")[0] for exchange in transport.seen] == [B, B, B]
 

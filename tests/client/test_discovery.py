@@ -42,13 +42,13 @@ async def test_a_leader_that_failed_is_not_believed_until_it_is_named_by_a_redir
     discovery.failed(B)
     await discovery.refresh()
     assert discovery.leader is None
-    discovery.redirected(f"{B}/v1/queues/jobs/messages?x=1")
+    await discovery.redirected(f"{B}/v1/queues/jobs/messages?x=1")
     assert discovery.choose() == B
 
 
 async def test_a_view_that_is_behind_does_not_hide_one_that_is_ahead() -> None:
     discovery = Discovery([A, C], Views(a=cluster(B, A, B, C), c=cluster(C, A, B, C)))
-    discovery.redirected(B)
+    await discovery.redirected(B)
     discovery.failed(B)
     await discovery.refresh()
     assert discovery.choose() == C
@@ -64,7 +64,7 @@ async def test_a_node_whose_url_is_not_known_yet_is_left_out() -> None:
 
 async def test_the_failure_of_another_node_leaves_the_leader() -> None:
     discovery = Discovery([A], Views())
-    discovery.redirected(B)
+    await discovery.redirected(B)
     discovery.failed(A)
     assert discovery.choose() == B
 

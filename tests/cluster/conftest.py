@@ -5,7 +5,7 @@ A test that ends with a cluster whose log tells of a failure fails, whatever it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -51,9 +51,11 @@ def failures(cluster: LocalCluster) -> list[str]:
 def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     started: list[Up] = []
 
-    def start(*flags: str, data: Path = tmp_path / "data", new: bool = True) -> Up:
+    def start(
+        *flags: str, data: Path = tmp_path / "data", new: bool = True, environ: Mapping[str, str] | None = None
+    ) -> Up:
         port = (f"--port={free_first(3, PEER_PORTS)}",) if new else ()
-        started.append(Up(data, *port, *flags))
+        started.append(Up(data, *port, *flags, environ=environ))
         return started[-1]
 
     yield start

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from raftq.node.cluster_file import ClusterFile, LocalNode
@@ -18,11 +20,15 @@ READY = "Ctrl-C stops the cluster"
 class Up:
     """A `raftq up` that runs, and what it has printed."""
 
-    def __init__(self, data: Path, *flags: str) -> None:
+    def __init__(self, data: Path, *flags: str, environ: Mapping[str, str] | None = None) -> None:
         self.data = data
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [*RAFTQ, "up", "--data", data, *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*RAFTQ, "up", "--data", data, *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | (environ or {}),
         )
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -61,6 +67,7 @@ class Up:
         return next(node for node in self.nodes() if node.id == node_id)
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    ended = subprocess.run([*RAFTQ, *arguments], capture_output=True, text=True, timeout=30, check=False)
+def run(*arguments: str, environ: Mapping[str, str] | None = None) -> tuple[int, str]:
+    given = os.environ | (environ or {})
+    ended = subprocess.run([*RAFTQ, *arguments], capture_output=True, text=True, timeout=30, check=False, env=given)
     return ended.returncode, (ended.stdout + ended.stderr).strip()

@@ -15,6 +15,7 @@ import pytest
 from raftq.node import probe
 from raftq.node.local_cluster import PEER_PORTS
 from raftq.node.local_ports import free_first
+from raftq.node.probe import NO_ACCESS, Access
 from raftq.node.waiting import wait_until
 
 COMMAND = [sys.executable, "-P", "-m", "raftq.cli", "node"]
@@ -60,17 +61,17 @@ class Node:
 
     def end(self) -> tuple[int, list[str]]:
         """The exit code and the lines of stderr, once it has ended by itself."""
-        _, said = self.process.communicate(timeout=30)
+        _, said = self.process.communicate(timeout=60)
         return self.process.returncode, said.splitlines()
 
-    def wait_ready(self, url: str) -> None:
-        wait_until(lambda: self.process.poll() is not None or _is_ready(url), 20, f"{url} to be ready")
+    def wait_ready(self, url: str, access: Access = NO_ACCESS) -> None:
+        wait_until(lambda: self.process.poll() is not None or _is_ready(url, access), 60, f"{url} to be ready")
         assert self.process.poll() is None, self.end()
 
 
-def _is_ready(url: str) -> bool:
+def _is_ready(url: str, access: Access) -> bool:
     with suppress(OSError):
-        return probe.ask("GET", f"{url}/readyz").status == 200
+        return probe.ask("GET", f"{url}/readyz", access=access).status == 200
     return False
 
 

@@ -95,6 +95,8 @@ def test_bytes_have_units(text: str, count: int) -> None:
         ("wait_seconds_max", "3601"),
         ("log_level", "loud"),
         ("join", "yes"),
+        ("tokens", "maybe"),
+        ("api_tls_cert", "a\0b"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_place_and_the_value(name: str, value: str) -> None:
@@ -152,6 +154,11 @@ def test_what_is_required_is_asked_for(name: str) -> None:
         ({"election_ms_min": "100"}, "3 times"),
         ({"batch_bytes_max": "1000"}, "body_bytes_max"),
         ({"batch_bytes_max": "1GiB"}, "32MiB"),
+        ({"peer_tls_cert": "a"}, "peer_tls_cert is set, but not peer_tls_key and peer_tls_ca"),
+        ({"peer_tls_ca": "a", "peer_tls_key": "b"}, "peer_tls_key is set, but not peer_tls_cert"),
+        ({"api_tls_cert": "a"}, "api_tls_cert is set, but not api_tls_key"),
+        ({"api_tls_key": "a"}, "api_tls_key is set, but not api_tls_cert"),
+        ({"api_tls_cert": "a", "api_tls_key": "b", "api_url": "http://n1:7701"}, "only HTTPS is served"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(given: dict[str, str], words: str) -> None:
@@ -164,10 +171,19 @@ def test_listening_everywhere_is_fine_with_public_addresses() -> None:
     assert (config.public_url, config.public_peer_address) == ("http://n1:7701", "a:1")
 
 
+def test_with_a_certificate_clients_reach_the_node_at_https() -> None:
+    config = load(NEEDED | {"api_tls_cert": "a", "api_tls_key": "b"}, {})
+    assert config.public_url == "https://127.0.0.1:7701"
+    proxied = load(NEEDED | {"api_url": "https://queue.example"}, {})
+    assert proxied.public_url == "https://queue.example"
+
+
 def test_misspelt_variables_are_found_and_those_of_others_are_not() -> None:
     environ = {
         "RAFTQ_HEARTBEET_MS": "1",
         "RAFTQ_URL": "http://n1",
+        "RAFTQ_TOKEN": "rq_",
+        "RAFTQ_CA": "ca.crt",
         "RAFTQ_DATA": "/data",
         "RAFTQ_CONFIG": "x",
         "HOME": "/",

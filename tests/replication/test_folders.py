@@ -46,6 +46,7 @@ class Puppets:
         on_bytes: Callable[[str], None],
         on_refused: Callable[[str, Refusal], None],
         admit: Callable[[Hello], Refusal | None],
+        security: object = None,
     ) -> None:
         self.hello, self.say, self.refuse, self._admit = hello, on_message, on_refused, admit
         self._on_connected, self._on_disconnected = on_connected, on_disconnected

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
 
@@ -18,96 +17,10 @@ from structlog.testing import capture_logs
 
 from raftq.replication import peers as peers_module
 from raftq.replication import wire
-from raftq.replication.peers import Hello, Peers, Refusal
+from raftq.replication.peers import Hello, Refusal
+from tests.replication.peer_nodes import Cluster, Node, chunk, free_port, mark, until
 
 NO_MEMBER = Refusal("no member")
-
-
-class Node:
-    """One end: its peers, and all that they reported, in order."""
-
-    def __init__(self, name: str, addresses: dict[str, str], cluster: str = "c", boot: int = 1) -> None:
-        self.name = name
-        self.cluster = cluster
-        self.boot = boot
-        self.address = addresses[name]
-        self.refuse: Refusal | None = None
-        #: Called with each event, after it was noted.
-        self.then: Callable[..., None] = lambda *_event: None
-        self.events: list[tuple[Any, ...]] = []
-        self.changed = asyncio.Event()
-        self.peers = Peers(
-            self.hello,
-            self.address,
-            on_message=lambda node, message: self.note("message", node, message),
-            on_connected=lambda node, hello: self.note("connected", node),
-            on_disconnected=lambda node: self.note("disconnected", node),
-            on_bytes=lambda node: self.note("bytes", node),
-            on_refused=lambda node, refusal: self.note("refused", node, refusal),
-            admit=lambda hello: self.refuse,
-        )
-        self.peers.set_members(addresses)
-
-    def hello(self) -> Hello:
-        uuid = f"uuid-{self.name}"
-        return Hello(2, self.cluster, self.name, uuid, self.boot, "http://x", self.address, "0", 7, 3)
-
-    def note(self, *event: Any) -> None:
-        self.events.append(event)
-        self.changed.set()
-        self.then(*event)
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
-            while not condition():
-                self.changed.clear()
-                await self.changed.wait()
-
-    async def saw(self, *event: Any, times: int = 1) -> None:
-        await self.until(lambda: self.events.count(event) >= times)
-
-    def messages(self) -> list[dict[str, Any]]:
-        return [event[2] for event in self.events if event[0] == "message"]
-
-    def changes(self) -> list[tuple[Any, ...]]:
-        """Who came and went."""
-        return [event for event in self.events if event[0] in ("connected", "disconnected")]
-
-
-class Cluster:
-    """Nodes by name, started with `start`, closed at the end of the test."""
-
-    def __init__(self) -> None:
-        self.addresses = {name: f"127.0.0.1:{_free_port()}" for name in ("a", "b", "c")}
-        self.nodes: list[Node] = []
-
-    async def start(self, name: str, members: str = "abc", **options: Any) -> Node:
-        node = Node(name, self.addresses, **options)
-        node.peers.set_members(self.only(members))
-        await node.peers.start()
-        self.nodes.append(node)
-        return node
-
-    def only(self, names: str) -> dict[str, str]:
-        return {name: self.addresses[name] for name in names}
-
-    async def pair(self) -> tuple[Node, Node]:
-        """With both connections of both."""
-        a, b = await self.start("a"), await self.start("b")
-        await a.saw("connected", "b")
-        await b.saw("connected", "a")
-        return a, b
-
-    async def stranger(self, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        host, port = self.addresses[name].split(":")
-        return await asyncio.open_connection(host, int(port))
-
-    async def greet(self, name: str, hello: Hello) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Any]:
-        """Say `hello` to a node by hand; what it answered."""
-        reader, writer = await self.stranger(name)
-        writer.write(wire.frame(hello))
-        length = int.from_bytes(await reader.readexactly(4), "big")
-        return reader, writer, wire.opening(memoryview(await reader.readexactly(length)))
 
 
 @pytest.fixture
@@ -118,14 +31,6 @@ async def cluster() -> AsyncIterator[Cluster]:
         await node.peers.close()
         assert not node.peers.links
     assert asyncio.all_tasks() == {asyncio.current_task()}
-
-
-def mark(number: int) -> dict[str, Any]:
-    return {"type": "digest", "index": number, "digest": ""}
-
-
-def chunk(number: int, size: int) -> dict[str, Any]:
-    return {"type": "snapshot_chunk", "term": 1, "id": "x", "offset": number, "data": bytes(size), "checksum": 0}
 
 
 async def test_messages_arrive_whole_in_order_and_as_sent(cluster: Cluster) -> None:
@@ -218,7 +123,7 @@ async def test_another_cluster_is_refused_with_a_reason_on_both_sides(cluster: C
     with capture_logs() as logs:
         a = await cluster.start("a")
         b = await cluster.start("b", cluster="other")
-        await _until(lambda: {(entry["event"], entry["reason"]) for entry in logs} == expected)
+        await until(lambda: {(entry["event"], entry["reason"]) for entry in logs} == expected)
     assert {event[0] for event in a.events + b.events} == {"refused"}
 
 
@@ -276,7 +181,7 @@ async def test_a_node_that_answers_as_another_is_not_connected(cluster: Cluster)
     with capture_logs() as logs:
         async with _deaf(cluster, "c", Node("b", cluster.addresses).hello()):
             a = await cluster.start("a", "ac")
-            await _until(lambda: any("is 'b', not 'c'" in entry.get("reason", "") for entry in logs))
+            await until(lambda: any("is 'b', not 'c'" in entry.get("reason", "") for entry in logs))
             assert a.changes() == []
 
 
@@ -303,7 +208,7 @@ async def test_a_dial_that_hangs_is_given_up_when_the_peer_says_hello(
     monkeypatch.setattr(peers_module, "SOON_SECONDS", 0.0)
     hanging = _hang_once(monkeypatch)
     a = await cluster.start("a", "ab")
-    await _until(hanging.is_set)
+    await until(hanging.is_set)
     b = await cluster.start("b", "ab")
     await a.saw("connected", "b")
     await b.saw("connected", "a")
@@ -362,12 +267,12 @@ async def test_the_same_members_again_change_nothing(cluster: Cluster) -> None:
 async def test_a_member_is_removed_while_its_connection_is_opening(cluster: Cluster) -> None:
     async with _deaf(cluster, "b", None):
         a = await cluster.start("a", "ab")
-        await _until(lambda: a.peers.peer("b").opening is not None)
+        await until(lambda: a.peers.peer("b").opening is not None)
         opening = a.peers.peer("b").opening
         assert opening is not None
         a.peers.set_members({})
         opening.data_received(wire.frame(Node("b", cluster.addresses).hello()))  # it was on its way
-        await _until(lambda: not a.peers.links)
+        await until(lambda: not a.peers.links)
         assert a.events == []
         assert a.peers.hello_of("b") is None
 
@@ -382,7 +287,7 @@ async def test_a_member_that_is_removed_when_it_comes_back_is_not_dialed(cluster
 
     a.then = remove
     _, writer, _ = await cluster.greet("a", Node("b", cluster.addresses, boot=2).hello())
-    await _until(lambda: not a.peers._tasks)
+    await until(lambda: not a.peers._tasks)
     assert a.changes() == [("connected", "b"), ("disconnected", "b")]
     writer.close()
 
@@ -390,9 +295,9 @@ async def test_a_member_that_is_removed_when_it_comes_back_is_not_dialed(cluster
 async def test_a_member_is_removed_while_it_is_being_dialed(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     hanging = _hang_once(monkeypatch)
     a = await cluster.start("a", "ab")
-    await _until(hanging.is_set)
+    await until(hanging.is_set)
     a.peers.set_members({})
-    await _until(lambda: not a.peers._tasks)
+    await until(lambda: not a.peers._tasks)
     a.peers.set_members(cluster.only("ab"))
     await cluster.start("b", "ab")
     await a.saw("connected", "b")
@@ -441,7 +346,7 @@ async def test_members_that_are_set_while_closing_are_not_dialed(cluster: Cluste
 
 async def test_a_member_whose_address_is_changed_is_dialed_there(cluster: Cluster) -> None:
     """Another folder took over its name: what is connected from the old address is another process."""
-    elsewhere = dict(cluster.addresses, b=f"127.0.0.1:{_free_port()}")
+    elsewhere = dict(cluster.addresses, b=f"127.0.0.1:{free_port()}")
     new = Node("b", elsewhere, boot=2)
     new.peers.set_members({})
     async with _deaf(cluster, "b", Node("b", cluster.addresses).hello()):
@@ -460,7 +365,7 @@ async def test_a_node_that_moved_is_dialed_where_its_hello_says(cluster: Cluster
     a, b = await cluster.pair()
     await b.peers.close()
     await a.saw("disconnected", "b")
-    moved = Node("b", dict(cluster.addresses, b=f"127.0.0.1:{_free_port()}"), boot=2)
+    moved = Node("b", dict(cluster.addresses, b=f"127.0.0.1:{free_port()}"), boot=2)
     await moved.peers.start()
     cluster.nodes.append(moved)
     await a.saw("connected", "b", times=2)
@@ -499,7 +404,7 @@ async def test_a_guest_is_dialed_back_while_it_is_connected(cluster: Cluster) ->
         await node.saw("message", other, mark(number))
     await b.peers.close()
     await a.saw("disconnected", "b")
-    await _until(lambda: not a.peers.links and len(a.peers._tasks) == 1)  # c is dialed, b no more
+    await until(lambda: not a.peers.links and len(a.peers._tasks) == 1)  # c is dialed, b no more
     assert a.changes() == [("connected", "b"), ("disconnected", "b")]
     assert a.peers.hello_of("b") is None
 
@@ -593,7 +498,7 @@ async def test_an_idle_bulk_connection_is_closed_and_opened_again(
     for number in range(3):
         assert a.peers.send(["b"], mark(number), bulk=True) == ["b"]
         await b.saw("message", "a", mark(number))
-        await _until(lambda: len(a.peers.links) == 2 and a.peers.peer("b").bulk is None)
+        await until(lambda: len(a.peers.links) == 2 and a.peers.peer("b").bulk is None)
     assert (a.changes(), b.changes()) == ([("connected", "b")], [("connected", "a")])
 
 
@@ -603,7 +508,7 @@ async def test_the_loss_of_a_bulk_connection_is_no_loss_of_the_peer(cluster: Clu
         assert a.peers.send(["b"], mark(number), bulk=True) == ["b"]
         await b.saw("message", "a", mark(number))
         getattr(node.peers.peer("b" if node is a else "a"), lane).abort()
-        await _until(lambda: a.peers.peer("b").bulk is None and b.peers.peer("a").bulk_accepted is None)
+        await until(lambda: a.peers.peer("b").bulk is None and b.peers.peer("a").bulk_accepted is None)
     assert a.peers.send(["b"], mark(9)) == ["b"]
     await b.saw("message", "a", mark(9))
     assert (a.changes(), b.changes()) == ([("connected", "b")], [("connected", "a")])
@@ -647,9 +552,9 @@ async def test_a_bulk_connection_on_which_nothing_moves_is_closed(
     bulk._look_after()
     while a.peers.send(["b"], chunk(1, 1 << 18), bulk=True):
         await asyncio.sleep(0)
-    await _until(lambda: a.peers.queued_bytes("b", bulk=True) == 0)
+    await until(lambda: a.peers.queued_bytes("b", bulk=True) == 0)
     assert a.peers.reachable("b")
-    await _until(lambda: a.peers.send(["b"], chunk(7, 1), bulk=True) == ["b"])
+    await until(lambda: a.peers.send(["b"], chunk(7, 1), bulk=True) == ["b"])
     await b.saw("message", "a", chunk(7, 1))
 
 
@@ -681,7 +586,7 @@ async def test_a_bulk_connection_of_another_process_than_the_main_one_is_refused
             await b.saw("message", "a", mark(1))
         writer.close()
     assert b.messages() == [mark(1)]
-    await _until(lambda: b.peers.peer("a").bulk_accepted is None)
+    await until(lambda: b.peers.peer("a").bulk_accepted is None)
     assert b.changes() == []
     main.close()
     await b.saw("disconnected", "a")
@@ -697,9 +602,9 @@ async def test_a_bulk_connection_that_cannot_be_had_is_tried_again(
     with monkeypatch.context() as patched:
         patched.setattr(loop, "create_connection", _fails)
         assert a.peers.send(["b"], mark(1), bulk=True) == ["b"]
-        await _until(lambda: a.peers.send(["b"], mark(2), bulk=True) == [])
+        await until(lambda: a.peers.send(["b"], mark(2), bulk=True) == [])
     assert a.peers.reachable("b")
-    await _until(lambda: a.peers.peer("b").bulk is None)
+    await until(lambda: a.peers.peer("b").bulk is None)
     assert a.peers.send(["b"], mark(3), bulk=True) == ["b"]
     await b.saw("message", "a", mark(3))
     assert b.messages() == [mark(3)]
@@ -737,7 +642,7 @@ async def test_a_malformed_message_of_a_peer_costs_its_connection_alone(cluster:
     a.peers.send(["b"], {"type": "append", "term": "high"}, bulk=bulk)
     a.peers.send(["b"], mark(1), bulk=bulk)
     if bulk:
-        await _until(lambda: a.peers.peer("b").bulk is None)
+        await until(lambda: a.peers.peer("b").bulk is None)
     else:
         await b.saw("disconnected", "a")
         await a.saw("connected", "b", times=2)
@@ -968,20 +873,3 @@ def _hang_once(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
 
 async def _fails(*_arguments: Any, **_options: Any) -> None:
     raise OSError("no connection today")
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    """For what only the log tells."""
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0)
-
-
-def _free_port() -> int:
-    """Below those that the system gives to connections: one that a node makes to its own future port, while nobody
-    listens there, could be made to itself. Hypothesis sets the seed of `random`."""
-    while True:
-        port = random.SystemRandom().randrange(10_000, 30_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
