@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 
@@ -28,7 +27,10 @@ def test_kept_inputs_are_taken_or_refused_as_documented(name: str) -> None:
             HARNESSES[name](bytes(changed))
 
 
-def test_the_seeds_are_those_of_today() -> None:
-    """`python -m tests.fuzz.seeds` writes them."""
-    for harness, name, data in seeds():
-        assert Path(CORPUS, harness, name).read_bytes() == data
+def test_every_harness_takes_its_seeds() -> None:
+    """`python -m tests.fuzz.seeds` writes them as they would be today."""
+    seen = set()
+    for harness, _, data in seeds():
+        HARNESSES[harness](data)
+        seen.add(harness)
+    assert seen == HARNESSES.keys()

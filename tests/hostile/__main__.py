@@ -11,11 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 from raftq.bench import report
-from raftq.node.local_cluster import PEER_PORTS, LocalCluster
-from raftq.node.local_ports import free_first
 from tests.hostile import decoding, peers
-from tests.hostile.campaign import FAMILIES, Tally, run
-from tests.hostile.target import DESCRIPTORS_MAX, MEMORY_MIB_MAX, Target
+from tests.hostile.campaign import FAMILIES, GUARDED, Tally, attacked, run
+from tests.hostile.target import DESCRIPTORS_MAX, MEMORY_MIB_MAX
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,17 +26,13 @@ def main() -> None:
     peers.EXAMPLES, decoding.EACH_OF_MSGPACK = given.examples, 1
     began = time.monotonic()
     tally = Tally()
-    with tempfile.TemporaryDirectory() as folder:
-        cluster = LocalCluster(Path(folder), size=3, port=free_first(3, PEER_PORTS))
-        try:
-            cluster.start_all()
-            target = Target(cluster)
-            for family in FAMILIES:
+    more: dict[str, float] = {}
+    for secure, families in ((False, FAMILIES), (True, GUARDED)):
+        with tempfile.TemporaryDirectory() as folder, attacked(Path(folder), secure=secure) as target:
+            for family in families:
                 run(target, family, tally)
-            more = target.check_at_the_end()
-            target.close()
-        finally:
-            cluster.close(seconds=5)
+            held = target.check_at_the_end()
+            more |= {f"{node}, secure" if secure else node: mib for node, mib in held.items()}
     text = body(tally, more, time.monotonic() - began)
     given.page.write_text(report.with_section(given.page.read_text(), "hostile", text))
     print(text)

@@ -1,16 +1,36 @@
-"""The hostile pass: every attack on one cluster of three processes, and what must be so after each and at the end."""
+"""The hostile pass: every attack on a cluster of three processes, and what must be so after each and at the end."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
-from tests.hostile import connections, decoding, framing, paths, peers, proxies, websockets
+from raftq.node.local_cluster import PEER_PORTS, LocalCluster
+from raftq.node.local_ports import free_first
+from tests.hostile import connections, decoding, framing, paths, peers, proxies, unauthenticated, unproved, websockets
 from tests.hostile.attack import Attack
 from tests.hostile.target import Target
 
-#: In this order: strangers at the peers' port are waited for last.
+#: At a cluster with certificates, a secret and tokens.
+GUARDED: tuple[ModuleType, ...] = (unauthenticated, unproved)
+#: At one that has none of these. In this order: strangers at the peers' port are waited for last.
 FAMILIES: tuple[ModuleType, ...] = (framing, paths, decoding, websockets, connections, proxies, peers)
+
+
+@contextmanager
+def attacked(folder: Path, *, secure: bool) -> Iterator[Target]:
+    """A cluster of its own."""
+    cluster = LocalCluster(folder, size=3, port=free_first(3, PEER_PORTS), secure=secure)
+    try:
+        cluster.start_all()
+        target = Target(cluster)
+        yield target
+        target.close()
+    finally:
+        cluster.close(seconds=5)
 
 
 class Tally:

@@ -80,35 +80,32 @@ Place = tuple[str, Callable[[Any], Any]]
 def _typed() -> Iterator[Attack]:
     for route in routes():
         if isinstance(route.takes, Schema):
-            for name, made in (
-                ("the whole", lambda value: value),
-                *_places(inspect.type_info(route.takes.struct), lambda value: value),
-            ):
-                title = f"{route.method} {route.pattern}: {name}"
-                run = partial(_walk, route=route, name=name, made=made)
-                yield Attack("wrong types in every field", title, run, REFUSED | DONE)
+            name = f"{route.method} {route.pattern}"
+            yield Attack("wrong types in every field", name, partial(_walk, route=route), REFUSED | DONE)
 
 
-def _walk(target: Target, route: Route, name: str, made: Callable[[Any], Any]) -> list[str]:
+def _walk(target: Target, route: Route) -> list[str]:
     """JSON to the leader, msgpack through a follower. What the schema does not take must be refused; what it takes may
     be done, but not where it would change the cluster or wait."""
     assert isinstance(route.takes, Schema)
     path = "/".join("decoded" if part.startswith("{") else part for part in route.pattern.split("/"))
-    harmless = not path.startswith("/v1/cluster") and name != "wait_seconds"
+    whole: Place = ("the whole", lambda value: value)
     found = []
     with Session(target, target.leader) as leader, Session(target, target.follower) as follower:
-        sent = [(leader, JSON, value) for value in WRONG]
-        sent += [(follower, MSGPACK, value) for value in (*WRONG[::EACH_OF_MSGPACK], *_MSGPACK_ONLY)]
-        for session, content_type, value in sent:
-            body = _encoded(made(value), content_type)
-            if body is None:
-                continue
-            fits = _fits(route.takes, body, content_type)
-            if fits and not harmless:
-                continue
-            status, answer = session.ask(_post(path, body, content_type, method=route.method), route.method)
-            assert fits or status in REFUSED, (status, body[:100], answer)
-            found.append(status)
+        for name, made in (whole, *_places(inspect.type_info(route.takes.struct), whole[1])):
+            harmless = not path.startswith("/v1/cluster") and name != "wait_seconds"
+            sent = [(leader, JSON, value) for value in WRONG]
+            sent += [(follower, MSGPACK, value) for value in (*WRONG[::EACH_OF_MSGPACK], *_MSGPACK_ONLY)]
+            for session, content_type, value in sent:
+                body = _encoded(made(value), content_type)
+                if body is None:
+                    continue
+                fits = _fits(route.takes, body, content_type)
+                if fits and not harmless:
+                    continue
+                status, answer = session.ask(_post(path, body, content_type, method=route.method), route.method)
+                assert fits or status in REFUSED, (name, status, body[:100], answer)
+                found.append(status)
     return found
 
 

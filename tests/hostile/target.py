@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -34,8 +35,11 @@ class Silent(AssertionError):
 class Wire:
     """One connection of an attacker."""
 
-    def __init__(self, port: int, seconds: float = SECONDS) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=seconds)
+    def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
+        """Raises OSError, of a handshake too."""
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=SECONDS)
+        if context is not None:
+            self.socket = context.wrap_socket(self.socket, server_hostname="127.0.0.1")
         self._received = b""
 
     def __enter__(self) -> Wire:
@@ -126,10 +130,15 @@ class Target:
 
     def __init__(self, cluster: LocalCluster) -> None:
         self.cluster = cluster
+        self._access = cluster.access
+        #: Of the API; None: it is without TLS.
+        self.tls = None if self._access.ca_file is None else ssl.create_default_context(cafile=self._access.ca_file)
         self.leader = cluster.wait_ready()
         self.follower = next(node.id for node in cluster.nodes if node.id != self.leader)
         self.ports = {node.id: port_of(node.api_url) for node in cluster.nodes}
         self.peer_ports = {node.id: port_of(node.peer_address) for node in cluster.nodes}
+        token = self._access.token
+        self._authorization = "" if token is None else f"Authorization: Bearer {token}\r\n"
         self._connections: dict[str, Wire] = {}
         self._asked = 0
         self._term = self._described()["term"]
@@ -141,11 +150,12 @@ class Target:
         self._descriptors = self.descriptors()
         self._memory = self.memory_mib()
 
-    def open(self, node: str, seconds: float = SECONDS) -> Wire:
-        return Wire(self.ports[node], seconds)
+    def open(self, node: str) -> Wire:
+        return Wire(self.ports[node], self.tls)
 
-    def open_peer(self, node: str, seconds: float = SECONDS) -> Wire:
-        return Wire(self.peer_ports[node], seconds)
+    def open_peer(self, node: str) -> Wire:
+        """Without TLS."""
+        return Wire(self.peer_ports[node])
 
     def close(self) -> None:
         for wire in self._connections.values():
@@ -204,9 +214,17 @@ class Target:
         return found
 
     def ask(self, method: str, path: str, given: object = None) -> probe.Answer:
-        """A fresh request to the leader."""
+        """A fresh request to the leader, by one who may do all."""
         body = None if given is None else msgspec.json.encode(given).decode()
-        return probe.ask(method, self.cluster.url(self.leader) + path, body, seconds=SECONDS)
+        return probe.ask(method, self.cluster.url(self.leader) + path, body, seconds=SECONDS, access=self._access)
+
+    def read_log(self, node: str) -> bytes:
+        return self._logs[node].read_bytes()
+
+    def command_line(self, node: str) -> bytes:
+        """And environment, as others of the machine see them; empty where the system does not tell."""
+        process = Path(f"/proc/{self.cluster.pid(node)}")
+        return (process / "cmdline").read_bytes() + (process / "environ").read_bytes() if process.exists() else b""
 
     def descriptors(self) -> dict[str, int]:
         """Of each node; empty where the system does not tell."""
@@ -233,7 +251,8 @@ class Target:
         body = msgspec.json.encode(given)
         wire = self._connections.get(node) or self._connections.setdefault(node, self.open(node))
         wire.send(
-            f"POST {path} HTTP/1.1\r\nHost: x\r\nRaftq-Forward: proxy\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nRaftq-Forward: proxy\r\n{self._authorization}"
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
             + body
         )
         answer = wire.answer()

@@ -144,8 +144,27 @@ def _operations() -> Iterator[tuple[str, bytes, frozenset[str]]]:
     yield "msgpack on a stream of JSON", frame(b"\x90", BINARY), frozenset({"1003"})
 
 
+#: In msgpack; each ends it.
+_BOMBS = {
+    "text that is no UTF-8": b"\x84\xa2op\xa7en\x9eue\xa2id\x01",
+    "an id that is no UTF-8": b"\x91\x81\xa2id\xa1\xff",
+    "an array of 4 billion": b"\xdd\xff\xff\xff\xff",
+    "a map of 4 billion": b"\xdf\xff\xff\xff\xff",
+    "a text of 4 GiB": b"\x81\xa2id\xdb\xff\xff\xff\xff",
+    "deep arrays": b"\x91" * 500_000,
+    "cut off": b"\x92\x81",
+    "the byte that is none": b"\xc1",
+    "JSON in a frame of bytes": b'{"id":1}',
+}
+
+
 def _exchanged(target: Target, data: bytes) -> list[str]:
     return [_ended(target, node, "/v1/stream", data) for node in (target.leader, target.follower)]
+
+
+def _in_msgpack(target: Target, data: bytes) -> list[str]:
+    path, said = "/v1/stream", frame(data, BINARY)
+    return [_ended(target, node, path, said, "raftq.v1.msgpack") for node in (target.leader, target.follower)]
 
 
 def _said_to_events(target: Target) -> list[str]:
@@ -153,10 +172,10 @@ def _said_to_events(target: Target) -> list[str]:
     return [_ended(target, target.follower, "/v1/events", data) for data in sayings]
 
 
-def _ended(target: Target, node: str, path: str, data: bytes) -> str:
+def _ended(target: Target, node: str, path: str, data: bytes, protocol: str = "raftq.v1.json") -> str:
     """The code with which the node ends the WebSocket; OPEN when it answers what comes after all of it."""
     with target.open(node) as wire:
-        _shake(wire, path)
+        _shake(wire, path, protocol)
         wire.send(data + frame(_LAST))
         while (received := _receive(wire)) is not None:
             opcode, payload = received
@@ -178,8 +197,8 @@ def _left(target: Target) -> list[str]:
     return [OPEN] * len(wires)
 
 
-def _shake(wire: Wire, path: str) -> None:
-    wire.send(request(path, *_HANDSHAKE))
+def _shake(wire: Wire, path: str, protocol: str = "raftq.v1.json") -> None:
+    wire.send(request(path, *_HANDSHAKE, f"Sec-WebSocket-Protocol: {protocol}"))
     answer = wire.answer()
     assert answer is not None
     assert answer[0] == 101, answer
