@@ -32,11 +32,12 @@ _SCHEMAS = [route.takes for route in routes() if isinstance(route.takes, Schema)
 
 
 def frame(data: bytes) -> None:
-    """Frames of a peer, cut as the first byte says: Malformed, and nothing kept beyond what was announced."""
+    """Frames of a peer that is known or not, cut as the first byte says: Malformed, and nothing kept beyond what was
+    announced."""
     if not data:
         return
-    cut, data = data[0] or 1, data[1:]
-    splitter = wire.Splitter(wire.HELLO_BYTES_MAX)
+    known, cut, data = data[0] & 0x80, data[0] & 0x7F or 1, data[1:]
+    splitter = wire.Splitter(1 << 20 if known else wire.HELLO_BYTES_MAX)
     with contextlib.suppress(wire.Malformed):
         for at in range(0, len(data), cut):
             for payload in splitter.feed(data[at : at + cut]):

@@ -43,8 +43,9 @@ def seeds() -> Iterator[tuple[str, str, bytes]]:
     for kind, fields in WHOLE.items():
         yield "message", kind, msgspec.msgpack.encode({"type": kind, **fields})
     whole = [wire.frame(hello), *(wire.frame({"type": kind, **fields}) for kind, fields in WHOLE.items())]
-    for cut in (1, 7, 255):
-        yield "frame", f"all-by-{cut}", bytes([cut]) + b"".join(map(bytes, whole))
+    for cut in (1, 7, 127):
+        yield "frame", f"all-by-{cut}", bytes([0x80 | cut]) + b"".join(map(bytes, whole))
+        yield "frame", f"hello-by-{cut}", bytes([cut]) + bytes(whole[0])
     takes = [route for route in routes() if isinstance(route.takes, Schema)]
     for number, route in enumerate(takes):
         for place, value in enumerate(VALID.get(route.pattern.rpartition("/")[2], [{}])):
