@@ -137,8 +137,8 @@ class Splitter:
         self._needed = PREFIX_BYTES
 
     def feed(self, data: bytes) -> list[memoryview]:
-        """The payloads that are whole now that `data` has arrived. Raises Malformed when one announces too much, or there
-        are too many of one who is not known."""
+        """The payloads that are whole now that `data` has arrived. Raises Malformed when one announces too much, or who
+        is not known says too many."""
         whole: bytes | bytearray = data
         if self._partial:
             self._partial += data
@@ -148,7 +148,8 @@ class Splitter:
         return self._split(memoryview(whole))
 
     def _split(self, view: memoryview) -> list[memoryview]:
-        frames, start = [], 0
+        frames: list[memoryview] = []
+        start = 0
         while (end := self._end(view, start)) <= len(view):
             if len(frames) == HELLO_FRAMES_MAX and self.limit <= HELLO_BYTES_MAX:
                 raise Malformed(f"more than {HELLO_FRAMES_MAX} frames at once before it is known")
