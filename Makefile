@@ -1,7 +1,7 @@
 # What a developer does, by name. `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format types contracts bench failover steady catchup stream scale crowd stalls filecopy compared deadletters power rolling simulate teeth ci-cluster docs clean
+.PHONY: help setup run test lint format types contracts hostile fuzz lock audit bench failover steady catchup stream scale crowd stalls filecopy compared deadletters power rolling simulate teeth ci-cluster docs clean
 
 DATA ?= data
 MINUTES ?= 10
@@ -41,6 +41,22 @@ types: setup ## Check the types
 
 contracts: setup ## Check which part imports which
 	.venv/bin/lint-imports
+
+hostile: setup ## Attack a cluster in every way that we know; writes docs/results.md
+	.venv/bin/python -m tests.hostile
+
+fuzz: $(INSTALLED)-fuzz ## Fuzz every decoder that others reach, SECONDS=30 each; HARNESS=one for some
+	.venv/bin/python -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(HARNESS)
+
+lock: $(INSTALLED)-release ## Write deploy/requirements.lock anew; UPGRADE=1 takes newer versions
+	.venv/bin/python -m tests.release.lock $(if $(UPGRADE),--upgrade)
+
+audit: $(INSTALLED)-release ## Look for known vulnerabilities in what the lock file names
+	.venv/bin/python -m tests.release.audit
+
+$(INSTALLED)-%: $(INSTALLED)
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+	@touch $@
 
 bench: setup ## Measure, in under 5 minutes; writes docs/results.md
 	.venv/bin/python -m raftq.bench load --data $(DATA) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(NAME),--name $(NAME))

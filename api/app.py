@@ -643,6 +643,7 @@ class Api:
         return answer
 
     async def _answer(self, call: Call, *, spare: bool) -> Answer:
+        call.check_framing()
         path, mark, _ = call.target.partition("?")
         route, call.parameters = self.routes.find(call.request.method, path)
         call.route = route

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 
 from raftq.api import names, problems
 from raftq.api.answers import JSON, Answer
@@ -78,6 +78,16 @@ class Call:
         #: What the client sent (empty: neither) and what it wants back: JSON or MSGPACK.
         self.content_type = JSON
         self.answer_type = JSON
+
+    def check_framing(self) -> None:
+        """Raises Problem 400 when another reader, as a proxy before this node, could find another end of the request.
+        One with a length beside a coding, or with two lengths, is refused by aiohttp."""
+        request = self.request
+        if request.version != HttpVersion11 and request.version != HttpVersion10:
+            raise Problem("malformed", "Send HTTP/1.1.", close=True)
+        coding = request.headers.get(hdrs.TRANSFER_ENCODING)
+        if coding is not None and (coding.lower() != "chunked" or request.version == HttpVersion10):
+            raise Problem("malformed", "Transfer-Encoding: is chunked alone, in HTTP/1.1.", close=True)
 
     def negotiate(self) -> None:
         """Take the namespace, Content-Type and Accept. The second counts only when there is a body to decode."""

@@ -114,7 +114,7 @@ class Format:
                 found = self._decoder.decode(data)
             except msgspec.ValidationError:
                 return [self._decode_one(one) for one in self._split(data)]
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise problems.undecodable(error) from error
         return found if type(found) is list else [found]
 

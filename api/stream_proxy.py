@@ -99,7 +99,7 @@ class _Ids:
         """None of a frame in which some operation has none: the leader names what is wrong with it."""
         try:
             found = self._operations.decode(data)
-        except (msgspec.MsgspecError, RecursionError):
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
             return []
         return [one.id for one in found] if type(found) is list else [found.id]
 

@@ -1,11 +1,13 @@
 """Structured logs to stderr: JSON or logfmt lines for machines, coloured ones for a terminal.
 
-One event is one line, a traceback included (as a field). Records of the standard library's logging go the same way.
+One event is one line, a traceback included (as a field), whatever peers or clients put into its values. Records of the
+standard library's logging go the same way.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from typing import Any, Literal
 
@@ -13,6 +15,10 @@ import structlog
 from structlog.typing import EventDict, Processor
 
 Format = Literal["auto", "json", "logfmt", "human"]
+
+#: Characters that begin a line, move a terminal's cursor, turn text around or cannot be written; the renderers escape
+#: line feeds themselves, and that of JSON all of them.
+_HIDDEN = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def setup(level: str, form: Format, node_id: str) -> None:
@@ -50,9 +56,17 @@ def _last_steps(form: Literal["json", "logfmt", "human"]) -> list[Processor]:
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if form == "human":
         plain = structlog.dev.plain_traceback
-        return [strip, structlog.dev.ConsoleRenderer(timestamp_key="time", exception_formatter=plain)]
-    lines = structlog.processors.JSONRenderer() if form == "json" else structlog.processors.LogfmtRenderer()
-    return [strip, structlog.processors.format_exc_info, _in_order, lines]
+        return [strip, _shown, structlog.dev.ConsoleRenderer(timestamp_key="time", exception_formatter=plain)]
+    lines = [structlog.processors.JSONRenderer()] if form == "json" else [_shown, structlog.processors.LogfmtRenderer()]
+    return [strip, structlog.processors.format_exc_info, _in_order, *lines]
+
+
+def _shown(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Every value with what is hidden in it as an escape."""
+    for key, value in event.items():
+        if isinstance(value, str) and _HIDDEN.search(value):
+            event[key] = _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
+    return event
 
 
 def _in_order(_logger: Any, _method: str, event: EventDict) -> EventDict:

@@ -120,7 +120,7 @@ def bootstrap(addresses: dict[str, str]) -> Configuration:
 
 
 def decode(data: bytes | memoryview) -> Configuration:
-    """Raises msgspec.DecodeError."""
+    """Raises ValueError."""
     return msgspec.msgpack.decode(data, type=Configuration)
 
 

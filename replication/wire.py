@@ -20,6 +20,8 @@ PROTOCOL: Final = 2
 FRAME_BYTES_MAX: Final = 64 << 20
 #: Before a peer is known it may say a hello, and no more than that.
 HELLO_BYTES_MAX: Final = 16 << 10
+#: And so many frames in one piece: it proves what it knows, or says hello, and waits for the answer.
+HELLO_FRAMES_MAX: Final = 2
 PREFIX_BYTES: Final = 4
 
 
@@ -135,7 +137,8 @@ class Splitter:
         self._needed = PREFIX_BYTES
 
     def feed(self, data: bytes) -> list[memoryview]:
-        """The payloads that are whole now that `data` has arrived. Raises Malformed when one announces too much."""
+        """The payloads that are whole now that `data` has arrived. Raises Malformed when one announces too much, or who
+        is not known says too many."""
         whole: bytes | bytearray = data
         if self._partial:
             self._partial += data
@@ -145,8 +148,11 @@ class Splitter:
         return self._split(memoryview(whole))
 
     def _split(self, view: memoryview) -> list[memoryview]:
-        frames, start = [], 0
+        frames: list[memoryview] = []
+        start = 0
         while (end := self._end(view, start)) <= len(view):
+            if len(frames) == HELLO_FRAMES_MAX and self.limit <= HELLO_BYTES_MAX:
+                raise Malformed(f"more than {HELLO_FRAMES_MAX} frames at once before it is known")
             frames.append(view[start + PREFIX_BYTES : end])
             start = end
         self._needed = end - start

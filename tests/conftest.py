@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-_ONE_AFTER_THE_OTHER = ("bench", "cli", "cluster", "power")
+_ONE_AFTER_THE_OTHER = ("bench", "cli", "cluster", "hostile", "power")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -446,7 +446,7 @@ def decode(data: bytes | memoryview) -> Command:
     """The command in `data`. Raises UnknownCommand."""
     try:
         command: Command = _decoder.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise UnknownCommand(f"{UnknownCommand.__doc__} ({error})") from error
     return command
 

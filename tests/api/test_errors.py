@@ -131,6 +131,31 @@ async def test_a_broken_chunk_is_400(client: Client) -> None:
     assert (await exchange(client, head))[9:13] == b"400 "
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        "POST {} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked",
+        "POST {} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity, chunked",
+        "POST {} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: , chunked",
+        "POST {} HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked",
+    ],
+)
+async def test_what_two_readers_could_take_for_different_requests_is_refused(client: Client, head: str) -> None:
+    """A proxy that heeds one coding and a node that heeds another would disagree where the request ends."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.node.port)
+    inner = f"POST {MESSAGES} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+    writer.write(f"{head.format(MESSAGES)}\r\n\r\n0\r\n\r\n{inner}".encode())
+    answered = await reader.read()
+    writer.close()
+    assert answered.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert answered.count(b"HTTP/1.1 ") == 1
+    assert b"problems/malformed" in answered
+
+
+async def test_http_0_9_is_refused(client: Client) -> None:
+    assert (await exchange(client, b"GET /healthz\r\nHost: x\r\n\r\n")).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+
+
 async def test_bytes_in_a_path_that_are_no_text_are_answered(client: Client) -> None:
     for path in (b"/v1/queues/\xff\xfe", b"/\xff", b"/v1/queues?prefix=\xff", b"/v1/queues/%ff", b"/v1/queues?a=%ff"):
         answer = await exchange(client, b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path)

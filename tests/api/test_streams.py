@@ -699,6 +699,19 @@ async def test_a_follower_passes_on_why_a_frame_was_refused(pair: tuple[Client, 
     assert await stream.ended_with() == 1007
 
 
+@pytest.mark.parametrize("node", [0, 1])
+@pytest.mark.parametrize(
+    "bad", [b"\x84\xa2op\xa7en\x9eue\xa2id\x01", b"\x91\x81\xa2id\xa1\xff", b"\x92\x81\xa2id\x90\x81\xa2id\xa1\xff"]
+)
+async def test_msgpack_text_that_is_no_utf_8_is_no_frame(
+    pair: tuple[Client, Client], connect: Open, node: int, bad: bytes
+) -> None:
+    """Found by the fuzzer: it was taken for a defect of the node, logged and answered 1011."""
+    stream = await connect(pair[node], MSGPACK)
+    await stream.socket.send_bytes(bad)
+    assert await stream.ended_with() == 1007
+
+
 async def test_a_follower_that_stops_waits_for_answers(pair: tuple[Client, Client], connect: Open) -> None:
     follower, leader = pair
     stream = await connect(follower)

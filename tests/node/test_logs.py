@@ -61,3 +61,19 @@ def test_human_shows_a_traceback_without_local_variables(capsys: pytest.CaptureF
     assert "ready" in text
     assert "ValueError" in text
     assert "locals" not in text
+
+
+@pytest.mark.parametrize("form", ["json", "logfmt", "human"])
+def test_what_others_wrote_neither_begins_a_line_nor_moves_a_cursor(
+    capsys: pytest.CaptureFixture[str], form: logs.Format
+) -> None:
+    """A node id of a peer that was refused went into the log as it came, and could forge a line after a `\\r`."""
+    logs.setup("info", form, "n1")
+    evil = "n1\0\r\nlevel=critical \x1b[2J\x9b2J\x85\u2028\u202etxt\ud800"
+    structlog.get_logger("raftq.test").info("refused peer", peer=evil, reason="\x1b[2J\r")
+    text = capsys.readouterr().err
+    assert len(text.splitlines()) == 1
+    assert "n1" in text
+    plain = text.replace("\x1b[0m", "") if form == "human" else text
+    assert "\x1b[2J" not in plain
+    assert not set(plain) & set("\0\r\x9b\x85\u2028\u202e\ud800")

@@ -135,6 +135,15 @@ def test_frames_are_the_same_however_the_bytes_are_cut(numbers: list[int], cuts:
     assert found == messages
 
 
+@pytest.mark.parametrize("piece", [bytes(256 << 10), bytes([0, 0, 0, 1, 0xC0]) * 50_000])
+def test_who_is_not_known_says_one_thing_and_waits_for_the_answer(piece: bytes) -> None:
+    """256 KiB of zeros are 65,536 frames of nothing. They were all cut before the first was looked at, which took a
+    leader up to 0.8 s, and leadership."""
+    with pytest.raises(wire.Malformed, match="before it is known"):
+        wire.Splitter(wire.HELLO_BYTES_MAX).feed(piece)
+    assert len(wire.Splitter(wire.FRAME_BYTES_MAX).feed(piece)) > 50_000 - 1
+
+
 _KIND = st.sampled_from([kind.encode() for kind in WHOLE])
 
 

@@ -71,3 +71,10 @@ def test_a_field_that_is_not_known_stops_the_node(nested: bool) -> None:
     (fields[2][0] if nested else fields).append("new")
     with pytest.raises(UnknownCommand, match="Upgrade this node"):
         decode(msgspec.msgpack.encode(fields))
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"\xed\xa0\x80", b"\xc0\xaf"])
+def test_a_name_that_is_no_text_stops_the_node_as_any_command_that_it_does_not_know(name: bytes) -> None:
+    """Found by the fuzzer: msgspec has an error of its own for that, which the node did not expect."""
+    with pytest.raises(UnknownCommand, match="Upgrade this node"):
+        decode(encode(Lease("x" * len(name), 1)).replace(b"x" * len(name), name))
