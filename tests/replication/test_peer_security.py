@@ -22,6 +22,7 @@ from raftq.replication import security as security_module
 from raftq.replication import wire
 from raftq.replication.channel import Channel
 from raftq.replication.peers import Hello, Refusal
+from raftq.replication.progress import Timing
 from raftq.replication.security import SECRET_BYTES_MIN, PeerSecurity, Unproved
 from tests.replication.certificates import Authority
 from tests.replication.peer_nodes import Cluster, Node, chunk, mark, until
@@ -149,7 +150,8 @@ async def test_certificates_are_asked_for_anew_with_each_connection(cluster: Clu
 async def test_a_cluster_of_shards_works_and_catches_up_by_a_snapshot(
     tmp_path: Path, modes: dict[str, PeerSecurity], mode: str
 ) -> None:
-    async with shards(tmp_path, **SHORT, peer_security=modes[mode]) as cluster:
+    patient = Timing(election_min=1.0, election_max=2.0)  # no write of this test may meet an election
+    async with shards(tmp_path, **SHORT, timing=patient, peer_security=modes[mode]) as cluster:
         leader = await cluster.leader()
         name = next(name for name in cluster.running if name != leader.config.node_id)
         await cluster.kill(name)
