@@ -44,7 +44,9 @@ def attacks() -> Iterator[Attack]:
         row = "WebSocket frames" if (name, data, may) in _FRAMES else "operations of a stream"
         yield Attack(row, name, partial(_exchanged, data=data), may)
     for name, data in _BOMBS.items():
-        yield Attack("operations of a stream", f"msgpack: {name}", partial(_in_msgpack, data=data), frozenset({"1007", "1003"}))
+        yield Attack(
+            "operations of a stream", f"msgpack: {name}", partial(_in_msgpack, data=data), frozenset({"1007", "1003"})
+        )
     yield Attack(
         "WebSocket frames", "said to a watcher of events", _said_to_events, frozenset({"1003", "1002", "1009"})
     )
