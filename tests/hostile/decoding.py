@@ -263,9 +263,9 @@ def _documents() -> Iterator[Attack]:
             for number in (b"1e999", b"-1e999", b"9" * 400, b"1e-400", b"1E400", b"9." + b"9" * 400)
         ],
         "a key of 100,000 characters": [b'{"' + b"k" * 100_000 + b'":1}'],
-        "100,000 fields that there are not": [b"{" + b",".join(b'"k%d":1' % n for n in range(100_000)) + b"}"],
-        "100,000 attributes": [b'{"body":1,"attributes":{' + b",".join(b'"k%d":1' % n for n in range(100_000)) + b"}}"],
-        "100,000 messages": [b'{"messages":[' + b",".join([b'{"body":1}'] * 100_000) + b"]}"],
+        "20,000 fields that there are not": [b"{" + b",".join(b'"k%d":1' % n for n in range(20_000)) + b"}"],
+        "20,000 attributes": [b'{"body":1,"attributes":{' + b",".join(b'"k%d":1' % n for n in range(20_000)) + b"}}"],
+        "20,000 messages": [b'{"messages":[' + b",".join([b'{"body":1}'] * 20_000) + b"]}"],
     }
     for name, bodies in bad.items():
         yield _each("documents", name, messages, bodies, REFUSED)

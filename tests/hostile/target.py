@@ -19,7 +19,7 @@ from raftq.node.waiting import wait_until
 #: No answer in this time is a hang.
 SECONDS = 10.0
 #: What a node may hold at the end beyond what it held at the beginning: allocators keep what the largest requests took.
-MEMORY_MIB_MAX = 48
+MEMORY_MIB_MAX = 64
 #: Connections that a follower keeps to the leader, and files of a few more readers.
 DESCRIPTORS_MAX = 8
 #: How a line of a log begins, whatever is sent: anything else was forged, or is a traceback.

@@ -43,6 +43,10 @@ def attacks() -> Iterator[Attack]:
     for name, data, may in (*_frames(), *_operations()):
         row = "WebSocket frames" if (name, data, may) in _FRAMES else "operations of a stream"
         yield Attack(row, name, partial(_exchanged, data=data), may)
+    for name, data in _BOMBS.items():
+        yield Attack(
+            "operations of a stream", f"msgpack: {name}", partial(_in_msgpack, data=data), frozenset({"1007", "1003"})
+        )
     yield Attack(
         "WebSocket frames", "said to a watcher of events", _said_to_events, frozenset({"1003", "1002", "1009"})
     )
@@ -163,8 +167,8 @@ def _exchanged(target: Target, data: bytes) -> list[str]:
 
 
 def _in_msgpack(target: Target, data: bytes) -> list[str]:
-    path, said = "/v1/stream", frame(data, BINARY)
-    return [_ended(target, node, path, said, "raftq.v1.msgpack") for node in (target.leader, target.follower)]
+    said = frame(data, BINARY)
+    return [_ended(target, node, "/v1/stream", said, "raftq.v1.msgpack") for node in (target.leader, target.follower)]
 
 
 def _said_to_events(target: Target) -> list[str]:
