@@ -116,7 +116,7 @@ def test_with_a_secret_and_tokens_it_starts_and_knows_its_clients(
         ("peer-secret-file", b"x" * 32 + b"\n", 0o604, "anybody on this machine can read"),
         ("first-token-file", None, 0o600, "cannot read"),
         ("first-token-file", b"rq_something", 0o600, "is not what `raftq tokens first"),
-        ("api-tls-ca", b"no certificate", 0o600, "holds no certificate in PEM"),
+        ("api-tls-ca", b"something else", 0o600, "holds no certificate in PEM"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(
