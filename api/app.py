@@ -441,16 +441,9 @@ def routes() -> list[Route]:
             takes=schemas.TOKEN,
             gives={201: shown.TokenMade},
         ),
-        Route("GET", "/v1/tokens", tokens.list_all, Need.CLUSTER, query=_PAGE, gives={200: shown.TokenPage}),
-        Route(
-            "GET",
-            _TOKEN,
-            tokens.read,
-            Need.CLUSTER,
-            query=_READ,
-            gives={200: shown.TokenShown},
-            problems=("unknown-token",),
-        ),
+        # Never stale: a token that was revoked is not shown as one that is good.
+        Route("GET", "/v1/tokens", tokens.list_all, Need.CLUSTER, query=_PAGE - _READ, gives={200: shown.TokenPage}),
+        Route("GET", _TOKEN, tokens.read, Need.CLUSTER, gives={200: shown.TokenShown}, problems=("unknown-token",)),
         Route(
             "DELETE",
             _TOKEN,

@@ -126,7 +126,7 @@ def _truncated() -> Iterator[Attack]:
 
 
 def _huge() -> Iterator[Attack]:
-    for size in (9_000, 100_000, 2_000_000):
+    for size in (20_000, 100_000, 2_000_000):
         yield sent("huge heads", f"a target of {size}", b"GET /" + b"a" * size, _TOO_MUCH, last=False)
         yield sent("huge heads", f"a value of {size}", _GET + b"X: " + b"a" * size, _TOO_MUCH, last=False)
         yield sent("huge heads", f"a name of {size}", _GET + b"X" * size, _TOO_MUCH, last=False)
@@ -259,7 +259,7 @@ def _chunks() -> Iterator[Attack]:
     tiny = b"".join(b"1\r\n%c\r\n" % byte for byte in b'{"body":"' + b"x" * 20_000 + b'"}') + b"0\r\n\r\n"
     yield sent("malformed chunks", "20,000 of one byte", chunked + tiny, {"201"})
     trailers = good[:-2] + b"X: y\r\n" * 20_000 + b"\r\n"
-    yield sent("malformed chunks", "20,000 trailers", chunked + trailers, {*BROKEN, "201"})
+    yield sent("malformed chunks", "20,000 trailers", chunked + trailers, {*_TOO_MUCH, "201"})
 
 
 def _other_protocols() -> Iterator[Attack]:

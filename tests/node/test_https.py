@@ -111,7 +111,7 @@ def test_nothing_answers_without_tls_or_below_its_version_1_2(
         ask("GET", f"{settings.url}/healthz")
     host, port = settings["api-listen"].split(":")
     old = ssl.create_default_context(cafile=authority.certificate)
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1"):
         old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
     with socket.create_connection((host, int(port)), timeout=5) as plain, pytest.raises(ssl.SSLError):
         old.wrap_socket(plain, server_hostname=host)
