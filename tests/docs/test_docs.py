@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in _HEADING.findall(prose(page))}
 
 
+@cache
 def names_of_tests() -> set[str]:
     files = (ROOT / "tests").rglob("test_*.py")
     trees = [(file.stem, ast.parse(file.read_text(encoding="utf-8"))) for file in files]
