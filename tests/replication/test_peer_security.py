@@ -822,6 +822,7 @@ async def _survives(security: PeerSecurity, said: list[bytes]) -> None:
     assert b.events == []
     a = await cluster.start("a", "ab", security=security)
     await a.saw("connected", "b")
+    await b.saw("connected", "a")  # else the loop could end while a connection is being accepted
     a.peers.send(["b"], mark(1))
     await b.saw("message", "a", mark(1))
     assert b.messages() == [mark(1)]

@@ -821,6 +821,7 @@ async def _survives(junk: bytes) -> None:
     writer.write_eof()
     a = await cluster.start("a")
     await a.saw("connected", "b")
+    await b.saw("connected", "a")  # else the loop could end while a connection is being accepted
     a.peers.send(["b"], mark(1))
     await b.saw("message", "a", mark(1))
     writer.close()
