@@ -1,7 +1,7 @@
 # What a developer does, by name. `make help` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format types contracts hostile fuzz lock audit bench failover steady catchup stream scale crowd stalls filecopy compared deadletters power rolling simulate teeth ci-cluster docs clean
+.PHONY: help setup run test test-long lint format types contracts hostile fuzz lock audit bench failover steady catchup stream scale crowd stalls filecopy compared deadletters power rolling simulate teeth ci-cluster docs clean
 
 DATA ?= data
 MINUTES ?= 10
@@ -25,8 +25,11 @@ $(INSTALLED): pyproject.toml
 run: setup ## Start a cluster of three nodes here, with a tour of what it does
 	@.venv/bin/raftq up --tour --data $(DATA)
 
-test: setup ## Run all tests
-	.venv/bin/pytest -n 2 --dist loadgroup
+test: setup ## Run the tests, all but those that take long
+	.venv/bin/pytest -n 2 --dist loadgroup -m "not long"
+
+test-long: setup ## Run those: schemathesis, a hostile pass and a small crowd, each at a cluster
+	.venv/bin/pytest -m long
 
 lint: setup ## Check the style
 	.venv/bin/ruff check .
