@@ -442,8 +442,24 @@ def routes() -> list[Route]:
             gives={201: shown.TokenMade},
         ),
         # Never stale: a token that was revoked is not shown as one that is good.
-        Route("GET", "/v1/tokens", tokens.list_all, Need.CLUSTER, query=_PAGE - _READ, gives={200: shown.TokenPage}),
-        Route("GET", _TOKEN, tokens.read, Need.CLUSTER, gives={200: shown.TokenShown}, problems=("unknown-token",)),
+        Route(
+            "GET",
+            "/v1/tokens",
+            tokens.list_all,
+            Need.CLUSTER,
+            leader=True,
+            query=_PAGE - _READ,
+            gives={200: shown.TokenPage},
+        ),
+        Route(
+            "GET",
+            _TOKEN,
+            tokens.read,
+            Need.CLUSTER,
+            leader=True,
+            gives={200: shown.TokenShown},
+            problems=("unknown-token",),
+        ),
         Route(
             "DELETE",
             _TOKEN,

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-_LONG = ("bench/test_crowd.py", "cluster/test_openapi.py", "hostile/test_hostile.py")
+_LONG = (
+    "bench/test_catchup.py",
+    "bench/test_crowd.py",
+    "bench/test_scale.py",
+    "cluster/test_openapi.py",
+    "hostile/test_hostile.py",
+)
 _ONE_AFTER_THE_OTHER = ("bench", "cli", "cluster", "hostile", "power")
 
 
