@@ -110,3 +110,19 @@ def test_without_a_leader_nothing_has_converged() -> None:
     assert converged(found)
     found[0].role = "follower"
     assert not converged(found)
+
+
+def test_nodes_that_all_go_on_applying_are_waited_for() -> None:
+    """Seed 14 ended while a redrive went on, an entry at a time: each follower was one behind at every look."""
+    liveness, found = Liveness(10.0, 0.5), nodes()
+    liveness.returned(write(10.5))
+    for node in found:
+        node.log += [(1, B)] * 3
+    found[0].commit_index = found[0].applied_index = 4
+    assert not liveness.reached(14.9, found, idle=True)
+    for node in found[1:]:
+        node.commit_index = node.applied_index = 4
+    found[0].commit_index = found[0].applied_index = 5
+    assert not liveness.reached(19.7, found, idle=True)
+    with pytest.raises(Violation, match="liveness: the nodes did not converge"):
+        liveness.reached(24.8, found, idle=True)

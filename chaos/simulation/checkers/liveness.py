@@ -26,6 +26,8 @@ class Liveness:
         self._written: Op | None = None
         #: The most that each node ever had: (end of its log on disk, bytes of a snapshot).
         self._had: dict[str, tuple[int, int]] = {}
+        #: The most that all of them had applied; None before the first look.
+        self._applied: int | None = None
 
     def returned(self, op: Op) -> None:
         """Of all operations: one that was begun after the faults counts."""
@@ -46,7 +48,11 @@ class Liveness:
         raise Violation("liveness", f"the nodes did not converge from {self._since:.3f} to {now:.3f}: {state}")
 
     def _gets_on(self, nodes: list[NodeView]) -> bool:
-        """Some node that lacks a part of the log has more than it ever had."""
+        """Some node that lacks a part of the log has more than it ever had; or all go on applying what a leader does by
+        itself, a redrive with a pace as a rule, and each is an entry behind until the next one comes."""
+        least = min((node.applied_index for node in nodes), default=0)
+        goes_on = self._written is not None and self._applied is not None and least > self._applied
+        self._applied = max(least, self._applied or 0)
         end = max((node.last_index for node in nodes), default=0)
         more = False
         for node in nodes:
@@ -54,7 +60,7 @@ class Liveness:
             had = self._had.get(node.id, has)
             more |= node.last_index < end and has > had
             self._had[node.id] = max(has, had)
-        return more
+        return more or goes_on
 
 
 def converged(nodes: list[NodeView]) -> bool:
