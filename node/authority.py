@@ -73,8 +73,16 @@ class Authority:
         except FileNotFoundError:
             self.issue(node, hosts)
             return
-        if found.not_valid_after_utc - datetime.now(UTC) < RENEW or not self.key_of(node).exists():
+        if found.not_valid_after_utc - datetime.now(UTC) < RENEW or not self._fits(node, found):
             self.issue(node, hosts)
+
+    def _fits(self, node: str, certificate: x509.Certificate) -> bool:
+        """The key in its place is that of the certificate: of two that are exchanged, one comes first."""
+        try:
+            key = load_pem_private_key(self.key_of(node).read_bytes(), None)
+        except FileNotFoundError:
+            return False
+        return key.public_key() == certificate.public_key()
 
     def _create(self) -> None:
         key = ec.generate_private_key(ec.SECP256R1())

@@ -6,6 +6,7 @@ A secret that everybody on the machine can read is none, so such a file is refus
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from pathlib import Path
 
@@ -39,13 +40,15 @@ def secret(path: Path, setting: str) -> bytes:
 
 
 def write(path: Path, data: bytes) -> None:
-    """A new file for its owner alone; whole, or not there. Raises OSError, also when there is one already."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    """A new file for its owner alone; whole or not there, whenever the process dies. Raises OSError, also when there
+    is one already."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, so that it never had another mode
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
-        path.unlink()
-        raise
+        os.link(beside, path)  # unlike a rename it takes the place of nothing
+    finally:
+        beside.unlink()

@@ -4,6 +4,7 @@ Method: real handshakes in memory between contexts made from files of a test aut
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from raftq.node import secret_file
 from raftq.node.authority import Authority
 from raftq.node.certificates import Certificates, Files
 from raftq.node.secret_file import Unusable
@@ -198,3 +200,23 @@ def test_an_authority_is_found_again_and_renews_what_ends_soon(authority: Author
     assert serial(authority) != soon
     again.ensure("n9", [])
     assert authority.key_of("n9").exists()
+
+
+def test_a_renewal_that_was_interrupted_is_done_again(authority: Authority) -> None:
+    authority.issue("n2", [])
+    authority.key_of("n1").write_bytes(authority.key_of("n2").read_bytes())
+    authority.ensure("n1", ["n1.example"])
+    assert Certificates(files(authority), mutual=False).server_context() is not None
+
+
+def test_a_secret_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "secret"
+    there: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: there.append(path.exists()))
+    secret_file.write(path, b"x" * 40)
+    assert there == [False]  # nothing is under its name before all of it is on disk
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"x" * 40, 0o600)
+    with pytest.raises(FileExistsError):
+        secret_file.write(path, b"y" * 40)
+    assert path.read_bytes() == b"x" * 40
+    assert list(tmp_path.iterdir()) == [path]
